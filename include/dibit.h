@@ -1,0 +1,245 @@
+/* dibit.h - the whole public interface of dibit: open a model, talk to it, watch it token by token.
+ *
+ * Rules that hold for every call:
+ *  - Option structs filled with zeros mean defaults: `DibitOptions opt = { 0 };`.
+ *  - A function that can fail returns 0 (or a non-negative result) on success and a negative
+ * DIBIT_E_* code on failure; with a DibitError (may be NULL) it also says in one sentence what was
+ * wrong.
+ *  - What a call creates the caller frees with the matching call, which sets the pointer to NULL.
+ *  - An engine may be shared by any number of threads; a session is used by one thread at a time.
+ *  - Text is UTF-8. Token ids are int32_t. Sizes are bytes unless the name says otherwise.
+ */
+#ifndef DIBIT_H
+#define DIBIT_H
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__) && !defined(DIBIT_STATIC)
+#define DIBIT_API __attribute__((visibility("default")))
+#else
+#define DIBIT_API
+#endif
+
+#define DIBIT_VERSION "0.1.0"
+
+/* Error codes: stable numbers. */
+enum {
+    DIBIT_OK = 0,
+    DIBIT_E_ARGUMENT = -1,    /* a parameter is out of range; the text names it */
+    DIBIT_E_MEMORY = -2,      /* an allocation failed or would pass the memory that is there */
+    DIBIT_E_IO = -3,          /* reading or writing a file failed */
+    DIBIT_E_FORMAT = -4,      /* a file is damaged or not what it should be */
+    DIBIT_E_UNSUPPORTED = -5, /* architecture, tensor type or feature this build does not have */
+    DIBIT_E_CONTEXT = -6,     /* the text does not fit the session's context */
+    DIBIT_E_NUMERIC = -7,     /* NaN or infinity in weights, activations or logits */
+    DIBIT_E_CANCELLED = -8,   /* dibit_cancel() was called */
+    DIBIT_E_TOKENIZER = -9    /* the model file has no tokenizer, or one this build cannot use */
+};
+
+typedef struct DibitError {
+    int code;
+    char text[240];
+} DibitError;
+
+/* Where memory comes from. alloc returns `size` bytes aligned to `align` (a power of two, at most
+ * 64) or NULL; release gets the same size again. Both NULL: the C library. */
+typedef struct DibitAllocator {
+    void *(*alloc)(void *user, size_t size, size_t align);
+    void (*release)(void *user, void *ptr, size_t size);
+    void *user;
+} DibitAllocator;
+
+enum { DIBIT_LOG_WARN = 1, DIBIT_LOG_INFO = 2 };
+typedef struct DibitLogger {
+    void (*log)(void *user, int level, const char *text); /* one line, without a newline */
+    void *user;
+} DibitLogger;
+
+typedef struct DibitEngine DibitEngine;   /* an opened model: weights, tokenizer, threads */
+typedef struct DibitSession DibitSession; /* one conversation: tokens, KV cache, sampler */
+
+typedef struct DibitOptions {
+    int n_threads;     /* 0: one for each core the process may use */
+    int no_mmap;       /* read the file into memory instead of mapping it */
+    int no_repack;     /* keep q4 and q8 rows as they are in the file: less memory, slower */
+    unsigned isa_mask; /* 0: use every instruction set found; else only these DIBIT_ISA_* bits */
+    DibitAllocator memory; /* zeros: malloc */
+    DibitLogger logger;    /* zeros: silent */
+} DibitOptions;
+
+enum {
+    DIBIT_ISA_SCALAR = 1, /* plain C, always there */
+    DIBIT_ISA_AVX2 = 2,
+    DIBIT_ISA_AVX512VNNI = 4,
+    DIBIT_ISA_NEON = 8,
+    DIBIT_ISA_NEONDOT = 16
+};
+
+/* Opens a GGUF file (the first of its shards where it is split). On success the caller owns *out
+ * and frees it with dibit_close(); on failure *out is NULL and err says which tensor or key was
+ * wrong. */
+DIBIT_API int dibit_open(DibitEngine **out, const char *path, const DibitOptions *opt,
+                         DibitError *err);
+
+/* The same from a GGUF image in memory, which must stay there unchanged until dibit_close(). */
+DIBIT_API int dibit_open_memory(DibitEngine **out, const void *data, size_t size,
+                                const DibitOptions *opt, DibitError *err);
+
+/* Frees an engine. All of its sessions must be freed before. NULL is fine; sets *engine to NULL. */
+DIBIT_API void dibit_close(DibitEngine **engine);
+
+typedef struct DibitModelInfo {
+    const char *architecture, *name; /* "llama", "qwen2", ...; name may be "" */
+    const char *chat_template;       /* "chatml", "llama2", "llama3", "mistral" or "" if unknown */
+    int n_vocab, n_ctx_train, n_embd, n_layers, n_heads, n_kv_heads, head_dim, n_ff;
+    int sliding_window; /* positions, 0 if none */
+    int has_tokenizer;  /* 0: only token ids can be used */
+    int bos_id, eos_id; /* -1 if the model names none */
+    uint64_t n_params;
+    size_t weight_bytes;               /* tensors as they are used, repacked copies included */
+    size_t file_bytes, repacked_bytes; /* tensors in the file; copies made at open */
+    const char *isa;                   /* the instruction set in use: "scalar", "avx2", ... */
+    int n_threads;
+} DibitModelInfo;
+/* Fills *out; its strings belong to the engine. */
+DIBIT_API void dibit_model_info(const DibitEngine *engine, DibitModelInfo *out);
+
+typedef struct DibitTensorInfo {
+    const char *name, *type; /* "blk.0.attn_q.weight", "s3" */
+    int n_dims;
+    uint64_t shape[4]; /* fastest first, as in GGUF: columns, rows */
+    uint64_t n_bytes;
+} DibitTensorInfo;
+/* Describes tensor `index`. Returns the number of tensors (index out of range: *out is left alone).
+ */
+DIBIT_API int dibit_tensor_info(const DibitEngine *engine, int index, DibitTensorInfo *out);
+
+/* ---- text and tokens
+ * ------------------------------------------------------------------------------- */
+
+enum {
+    DIBIT_ADD_BOS = 1,      /* put BOS in front if the model asks for one */
+    DIBIT_PARSE_SPECIAL = 2 /* "<|im_end|>" in the text is the special token, not its characters */
+};
+
+/* Turns `n_bytes` of text into at most `cap` ids. Returns the number of ids the text has, which may
+ * be more than cap (then call again with more room; ids may be NULL when cap is 0). Invalid UTF-8
+ * is encoded byte by byte, never refused. Needs no lock. */
+DIBIT_API int64_t dibit_tokenize(const DibitEngine *engine, const char *text, size_t n_bytes,
+                                 int flags, int32_t *ids, size_t cap, DibitError *err);
+
+/* The bytes of one token, not terminated; they may be part of a UTF-8 character. With special == 0
+ * control tokens have no bytes. Returns the length, or DIBIT_E_ARGUMENT if id is not in the
+ * vocabulary. The bytes belong to the engine. */
+DIBIT_API int dibit_token_bytes(const DibitEngine *engine, int32_t id, int special,
+                                const char **bytes);
+
+/* Whether generation ends at this token (any of the end ids the model names). */
+DIBIT_API int dibit_is_end(const DibitEngine *engine, int32_t id);
+
+typedef struct DibitMessage {
+    const char *role, *content; /* role: "system", "user" or "assistant" */
+} DibitMessage;
+
+/* Writes the model's chat form of `n` messages into buf (at most cap bytes, terminated when cap >
+ * 0) and returns its full length without the terminator. With add_reply the text ends where the
+ * assistant's reply begins. `style` names a template and overrides the model's own; NULL: the
+ * model's. Tokenize the result with DIBIT_PARSE_SPECIAL. */
+DIBIT_API int64_t dibit_chat_text(const DibitEngine *engine, const char *style,
+                                  const DibitMessage *messages, size_t n, int add_reply, char *buf,
+                                  size_t cap, DibitError *err);
+
+/* ---- sessions
+ * -------------------------------------------------------------------------------------- */
+
+typedef struct DibitSampling {
+    float temperature;    /* 0: greedy */
+    int top_k;            /* 0: off */
+    float top_p;          /* 0 or 1: off */
+    float min_p;          /* 0: off */
+    float repeat_penalty; /* 0 or 1: off; else divides (multiplies) positive (negative) logits */
+    int repeat_last_n;    /* tokens looked back at; 0: 64 */
+    uint64_t seed;        /* the same seed gives the same text at any thread count */
+} DibitSampling;
+
+typedef struct DibitSessionOptions {
+    int n_ctx;           /* positions; 0: the model's own limit */
+    int n_batch;         /* tokens of one prefill pass; 0: 256 */
+    const char *cache_k; /* "f16" (default when NULL) or "q8" */
+    const char *cache_v;
+    DibitSampling sampling;
+} DibitSessionOptions;
+
+DIBIT_API int dibit_session_create(DibitSession **out, DibitEngine *engine,
+                                   const DibitSessionOptions *opt, DibitError *err);
+DIBIT_API void dibit_session_free(DibitSession **session); /* NULL is fine; sets *session to NULL */
+
+/* Makes the cache hold exactly these n tokens: keeps the common prefix, prefills the rest. Returns
+ * the number of tokens that were computed. n == 0 empties the session. After an error or a cancel
+ * the session holds the tokens that were finished; sync again to go on. */
+DIBIT_API int64_t dibit_sync(DibitSession *session, const int32_t *ids, size_t n, DibitError *err);
+
+/* How far the running dibit_sync() is, for a progress display in another thread or between calls.
+ */
+DIBIT_API void dibit_sync_progress(const DibitSession *session, size_t *done, size_t *total);
+
+typedef struct DibitPiece {
+    const char *text; /* whole UTF-8 characters, not terminated; belongs to the session until the
+                         next call */
+    size_t n_bytes;   /* may be 0 while a character is incomplete */
+    int32_t id;       /* the token that was sampled */
+    const char
+        *finish; /* NULL while going on; at the end "stop" (end token) or "length" (context full) */
+} DibitPiece;
+
+/* Samples one token after the synced ones, adds it to the session and yields its text. Returns 1
+ * with a piece, 0 when finished (the piece then holds remaining text and the reason; an end token
+ * is not added to the session), or a negative code. Invalid bytes come out as U+FFFD. */
+DIBIT_API int dibit_next(DibitSession *session, DibitPiece *piece, DibitError *err);
+
+/* Changes the sampler; also restarts its random state from the seed. */
+DIBIT_API int dibit_set_sampling(DibitSession *session, const DibitSampling *sampling,
+                                 DibitError *err);
+
+/* Appends n tokens and writes their logits to out, (n, n_vocab) row by row; with out NULL only the
+ * cache is filled. For evaluation. */
+DIBIT_API int dibit_forward(DibitSession *session, const int32_t *ids, size_t n, float *out,
+                            DibitError *err);
+
+/* The logits after the last token, n_vocab of them, or NULL if nothing was computed. They belong to
+ * the session until the next call. */
+DIBIT_API const float *dibit_last_logits(const DibitSession *session);
+
+/* The tokens the cache holds. They belong to the session until the next call. */
+DIBIT_API size_t dibit_tokens(const DibitSession *session, const int32_t **ids);
+
+/* Asks a running dibit_sync/next/forward to stop soon with DIBIT_E_CANCELLED; safe from any thread
+ * and from a signal handler. The request is used up by the call that it stops, or by the next one.
+ */
+DIBIT_API void dibit_cancel(DibitSession *session);
+
+typedef struct DibitMemory {
+    size_t weights; /* of the engine, shared by its sessions */
+    size_t kv;      /* the cache's bytes as they were allocated */
+    size_t scratch; /* activations, logits, token history */
+    int n_ctx, n_past;
+} DibitMemory;
+DIBIT_API void dibit_memory(const DibitSession *session, DibitMemory *out);
+
+/* Writes the session (tokens and cache) to a file, atomically; restores it from one. Restoring
+ * checks the model's hash, the cache types and a checksum and leaves the session unchanged when
+ * anything is wrong. */
+DIBIT_API int dibit_save(const DibitSession *session, const char *path, DibitError *err);
+DIBIT_API int dibit_restore(DibitSession *session, const char *path, DibitError *err);
+
+/* The library's version: DIBIT_VERSION of the build. */
+DIBIT_API const char *dibit_version(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,126 @@
+/* kern.h - the hot loops. One table of function pointers, filled with the scalar versions and then
+ * overwritten by each better instruction set (cpu.c). Everything about kernels is derived from
+ * KERN_LIST.
+ *
+ * Every kernel is exact: integer sums in int32, float products and sums rounded separately (no
+ * fused multiply-add; the build sets -ffp-contract=off) in the order stated here. So all
+ * instruction sets, all thread counts and all batch sizes give the same bits, and tests/kern.c
+ * compares with ==. Sums over inputs of float kernels go in 16 lanes: lane j takes inputs j, j+16,
+ * ... in order, then lanes are added as a tree (j and j+8, j and j+4, j and j+2, 0 and 1). Missing
+ * inputs of the last 16 count as products of 0.
+ *
+ * Kernels may read only what their arguments name: no load past the end. */
+#ifndef KERN_H
+#define KERN_H
+#include <stddef.h>
+#include <stdint.h>
+
+/* Activations quantised to int8. Inputs are padded with zeros to a multiple of 32. */
+typedef struct A8 {
+    int8_t *q;    /* (n_tokens, ld), values -127..127 */
+    float *scale; /* (n_tokens, ld / 32): x = q * scale; NaN where the group had NaN or infinity */
+    int32_t *sum; /* (n_tokens, ld / 16): sums of 16 codes */
+    size_t ld;    /* inputs, a multiple of 32 */
+} A8;
+
+/* Weights for 16 rows side by side ("lanes are rows"), in groups of 32 inputs; what the mul_*
+ * kernels read. Byte 4r+i of a 64-byte vector belongs to row r. Rows past the matrix are zeros. q4
+ * (288 bytes a group): 16 f16 scales; 4 vectors: low nibble of byte 4r+i of vector v is the code of
+ *     input 8v+i, high nibble that of input 8v+4+i. w = scale * (code - 8).
+ *  q8 (544 bytes): 16 f16 scales; 8 vectors: byte 4r+i of vector v is input 4v+i, signed. w = scale
+ * * code. s2, s3: as in docs/FORMAT.md (144, 208 bytes), with an f16 scale per row outside. kq (a
+ * KqGroup): any of the K types unpacked: w = d * sc[h] * code - dm * mn[h], h = input / 16. */
+#define Q4X_BYTES 288
+#define Q8X_BYTES 544
+typedef struct KqGroup {
+    float d[16], dm[16];
+    int16_t sc[2][16], mn[2][16];
+    uint8_t code[512]; /* vector v (64 bytes), byte 4r+i: input 4v+i; 0..63 */
+} KqGroup;
+
+/* y[t * ldy + r] for the 16 rows of one row block and tokens 0..n_tokens-1. Per row and token,
+ * groups in order: q4, q8: acc += (w_scale * a_scale) * (float)dot s2, s3: acc += a_scale *
+ * (float)((c + 4) * G);  y = acc * (row_scale * 0.125f)   (G: FORMAT.md) kq:     acc += (d *
+ * a_scale) * (float)(sum_h sc[h] dot[h]) - (dm * a_scale) * (float)(sum_h mn[h] asum[h]) acc starts
+ * at 0, for kq at y (so that a long row can be unpacked in pieces; a then starts at the piece).
+ * row_scale is f16[16], NULL for q4, q8, kq. */
+#define MUL_ARGS                                                                                   \
+    (float *y, size_t ldy, const uint8_t *block, const uint16_t *row_scale, int n_groups,          \
+     const A8 *a, int n_tokens)
+/* y[t * ldy + r] = sum_i w[r][i] * x[t * ldx + i], rows of row_bytes bytes each; 16 lanes. */
+#define MULF_ARGS                                                                                  \
+    (float *y, size_t ldy, const uint8_t *w, size_t row_bytes, int n_rows, const float *x,         \
+     size_t ldx, int n_tokens, int n)
+/* Interleaves up to 16 rows (starting at `rows`, row_bytes apart) into the form above; n_groups
+ * groups. */
+#define PACK_ARGS (uint8_t * dst, const uint8_t *rows, size_t row_bytes, int n_rows, int n_groups)
+
+// clang-format off
+#define KERN_LIST(X) \
+    X(mul_q4, void, MUL_ARGS) \
+    X(mul_q8, void, MUL_ARGS) \
+    X(mul_s2, void, MUL_ARGS) \
+    X(mul_s3, void, MUL_ARGS) \
+    X(mul_kq, void, MUL_ARGS) \
+    X(pack_q4, void, PACK_ARGS) \
+    X(pack_q8, void, PACK_ARGS) \
+    X(pack_q2_k, void, PACK_ARGS) /* the K types: n_groups counts groups of 32, a multiple of 8 */ \
+    X(pack_q3_k, void, PACK_ARGS) \
+    X(pack_q4_k, void, PACK_ARGS) \
+    X(pack_q5_k, void, PACK_ARGS) \
+    X(pack_q6_k, void, PACK_ARGS) \
+    X(pack_tq2_0, void, PACK_ARGS) \
+    X(quantize, void, \
+      (int8_t * q, float *scale, int32_t *sum, const float *x, int n)) /* one A8 row */ \
+    X(mul_f32, void, MULF_ARGS) \
+    X(mul_f16, void, MULF_ARGS) \
+    X(mul_bf16, void, MULF_ARGS) \
+    /* dst[i] = x[i] * (1 / sqrt(mean(x^2) + eps)) * w[i]; dst may be x */ \
+    X(rmsnorm, void, (float *dst, const float *x, const float *w, int n, float eps)) \
+    /* rotates the first n_rot of a head: pair p is (x[2p], x[2p+1]), or with halves (x[p], x[p+n_rot/2]); \
+     * cs holds n_rot/2 cosines, then n_rot/2 sines */ \
+    X(rope, void, (float *x, const float *cs, int n_rot, int halves)) \
+    X(swiglu, void, (float *dst, const float *gate, const float *up, int n)) /* silu(gate) * up */ \
+    X(add, void, (float *x, const float *y, int n))                          /* x += y */ \
+    /* ---- attention over rows of one KV head; see cache.h for the row formats ---- */ \
+    /* s[j * lds + p] = q[j] . k[p] for n_q queries and n_pos rows, k_stride bytes apart */ \
+    X(score_f16, void, \
+      (float *s, size_t lds, const float *q, size_t ldq, int n_q, const uint8_t *k, \
+       size_t k_stride, int n_pos, int d)) \
+    X(score_q8, void, \
+      (float *s, size_t lds, const int8_t *q, size_t ldq, const float *q_scale, int n_q, \
+       const uint8_t *k, size_t k_stride, int n_pos, int d)) \
+    /* online softmax over one block: *max is raised, s becomes exp(s - *max), *total is rescaled and \
+     * increased; returns what earlier results must be multiplied with. Sums in position order by 16 lanes */ \
+    X(softmax, float, (float *s, int n_pos, float *max, float *total)) \
+    /* acc[j * ldacc + c] = acc * factor[j] + sum_p s[j * lds + p] * v[p][c], p in order */ \
+    X(accum_f16, void, \
+      (float *acc, size_t ldacc, const float *factor, const float *s, size_t lds, int n_q, \
+       const uint8_t *v, size_t v_stride, int n_pos, int d)) \
+    X(accum_q8, void, \
+      (float *acc, size_t ldacc, const float *factor, const float *s, size_t lds, int n_q, \
+       const uint8_t *v, size_t v_stride, int n_pos, int d)) \
+    X(kv_put_f16, void, (uint8_t * row, const float *x, int d)) \
+    X(kv_put_q8, void, (uint8_t * row, const float *x, int d))
+
+// clang-format on
+typedef struct Kern {
+#define X(name, ret, args) ret(*name) args;
+    KERN_LIST(X)
+#undef X
+} Kern;
+
+unsigned isa_detect(void);              /* DIBIT_ISA_* bits of this machine; scalar always */
+const char *isa_name(unsigned mask);    /* of the best one in mask */
+void kern_init(Kern *k, unsigned mask); /* the best of `mask`; every slot is filled */
+/* One a file, int8 products and float loops apart; each overwrites the slots it does better. */
+void kern_scalar(Kern *k);
+void kern_float_scalar(Kern *k);
+void kern_avx2(Kern *k);
+void kern_float_avx2(Kern *k);
+void kern_avx512vnni(Kern *k);
+void kern_float_avx512(Kern *k);
+void kern_neon(Kern *k);
+void kern_neondot(Kern *k);
+void kern_float_neon(Kern *k);
+#endif

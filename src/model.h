@@ -1,0 +1,79 @@
+/* model.h - all architectures: a table of rows, the binding of weights, one forward pass. */
+#ifndef MODEL_H
+#define MODEL_H
+#include "cache.h"
+#include "gguf.h"
+#include "ops.h"
+
+enum {
+    ARCH_ROPE_HALVES =
+        1, /* rotate (x[p], x[p + n/2]); else neighbours, as GGUF's llama rows are ordered */
+    ARCH_QKV_BIAS = 2,
+    ARCH_QK_NORM = 4
+};
+typedef struct Arch {
+    const char *name; /* general.architecture */
+    unsigned flags;
+} Arch;
+const Arch *arch_find(const char *name, size_t n); /* NULL if unknown */
+
+typedef struct Hparams {
+    int n_vocab, n_ctx_train, n_embd, n_layers, n_heads, n_kv_heads, head_dim, n_ff, n_rot;
+    int window; /* sliding window in positions, 0: none */
+    float eps, rope_base;
+    int rope_scaling; /* 0 none, 1 linear; llama3 comes as factors in the file */
+    float rope_factor;
+} Hparams;
+
+typedef struct Layer {
+    const float *attn_norm, *ffn_norm; /* (n_embd) */
+    const float *q_norm, *k_norm;      /* (head_dim), or NULL */
+    const float *q_bias, *k_bias, *v_bias;
+    Weight q, k, v, o;     /* (heads * head_dim, n_embd), o (n_embd, heads * head_dim) */
+    Weight gate, up, down; /* (n_ff, n_embd), down (n_embd, n_ff) */
+} Layer;
+
+typedef struct Model {
+    const Gguf *file;
+    const Arch *arch;
+    Hparams hp;
+    Weight embed, output; /* (n_vocab, n_embd); output may share embed's data */
+    bool tied;
+    const float *output_norm;
+    const float *rope_factors; /* (n_rot / 2) divisors of the frequencies, or NULL */
+    Layer *layers;
+    uint64_t n_params;
+    size_t file_bytes, packed_bytes;
+    Arena arena; /* layers, vectors converted to f32 */
+    const DibitAllocator *memory;
+} Model;
+
+/* Reads hyper-parameters, checks every tensor's presence, type and shape, packs q4 and q8 unless
+ * no_repack. `file` must outlive the model. */
+int model_open(Model *m, const Gguf *file, const Kern *kern, Pool *pool, bool no_repack,
+               const DibitAllocator *memory, DibitError *err);
+void model_close(Model *m);
+/* Names the first tensor with a NaN or infinity, for the error text; NULL if all are finite. Slow.
+ */
+const char *model_find_nonfinite(const Model *m);
+
+/* Activations of one session, allocated once. */
+typedef struct Scratch {
+    Ops ops;
+    float *x, *t, *q, *k, *v, *att, *gate, *up; /* (max_tokens, widths) */
+    float *logits;                              /* (n_vocab) of the last token */
+    float *rope;                                /* (n_ctx, n_rot) cosines and sines */
+    int max_tokens;
+    const DibitAllocator *memory;
+} Scratch;
+int scratch_create(Scratch *s, const Model *m, const Kern *kern, Pool *pool, int max_tokens,
+                   int n_ctx, const DibitAllocator *memory, DibitError *err);
+void scratch_free(Scratch *s);
+size_t scratch_bytes(const Scratch *s);
+
+/* One pass over n <= max_tokens tokens at positions c->n_past..; the cache grows by n. logits: (n,
+ * n_vocab) of all tokens when all is true, else (n_vocab) of the last one; NULL: none are computed.
+ * DIBIT_E_NUMERIC when a logit is not finite. */
+int model_forward(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int n, float *logits,
+                  bool all, DibitError *err);
+#endif

@@ -1,0 +1,69 @@
+/* ops.h - the operations forward() is written in; ops_cpu.c does them over the kernels and the
+ * thread pool. Matrices of activations are (n_tokens, width) row by row. All scratch lives in Ops,
+ * sized at create: a step allocates nothing. Results do not depend on the number of threads or on
+ * how tokens are batched. */
+#ifndef OPS_H
+#define OPS_H
+#include "base.h"
+#include "cache.h"
+#include "codec.h"
+#include "kern/kern.h"
+
+/* A weight matrix as the operations use it. */
+typedef struct Weight {
+    const TypeInfo *type;
+    size_t rows, cols;
+    const uint8_t *data; /* as in the file */
+    uint8_t *packed;     /* q4, q8 interleaved at open (owned), or NULL */
+    size_t packed_bytes;
+} Weight;
+
+typedef struct Ops {
+    const Kern *kern;
+    Pool *pool;
+    const DibitAllocator *memory;
+    int max_tokens;  /* of one call */
+    size_t max_cols; /* widest input of a matmul */
+    A8 a8;           /* the quantised input of the current matmul */
+    uint8_t *tile;   /* per thread: one unpacked row block */
+    size_t tile_bytes;
+    float *attend; /* per thread scratch of op_attend */
+    size_t attend_bytes;
+} Ops;
+
+int ops_create(Ops *o, const Kern *kern, Pool *pool, const DibitAllocator *memory, int max_tokens,
+               size_t max_cols, int head_dim, int n_heads, int n_kv_heads, int n_ctx,
+               DibitError *err);
+void ops_free(Ops *o);
+size_t ops_bytes(const Ops *o);
+
+/* Makes the interleaved copy of a q4 or q8 matrix (nothing for other types). */
+int weight_pack(Weight *w, const Kern *kern, Pool *pool, const DibitAllocator *memory,
+                DibitError *err);
+
+/* Quantises x (n, cols) once; the next op_matmul calls with x == NULL use it (q, k and v share one
+ * input). Not needed for f32, f16, bf16 weights, which use x itself. */
+/* y (n, ldy) gets W x: y[t * ldy + r]. */
+void op_matmul(Ops *o, float *y, size_t ldy, const Weight *w, const float *x, int n);
+/* Several matrices with the same input and number of columns, one pass over the pool: y[i] (n,
+ * ldy[i]). */
+void op_matmul_many(Ops *o, int n_w, float *const *y, const size_t *ldy, const Weight *const *w,
+                    const float *x, int n);
+void op_rows(Ops *o, float *dst, const Weight *w, const int32_t *ids,
+             int n); /* embedding look-up, (n, cols) */
+void op_norm(Ops *o, float *dst, const float *x, const float *w, int n, int width, float eps);
+/* Rotates heads: x is (n, n_heads, head_dim); token t has position pos + t; table (n_ctx, n_rot):
+ * row p holds n_rot/2 cosines, then n_rot/2 sines. */
+void op_rope(Ops *o, float *x, int n, int n_heads, int head_dim, int pos, const float *table,
+             int n_rot, int halves);
+/* Attention of n new tokens, already in the cache at positions pos..pos+n-1, over everything before
+ * and including each: out and q are (n, n_heads, head_dim). window > 0: only the last `window`
+ * positions. The cache is walked in blocks of KV_PAGE positions with online softmax, blocks in
+ * order. */
+void op_attend(Ops *o, float *out, const float *q, const Cache *c, int layer, int pos, int n,
+               int n_heads, float scale, int window);
+void op_swiglu(Ops *o, float *dst, const float *gate, const float *up, int n, int width);
+void op_add(Ops *o, float *x, const float *y, int n, int width);
+void op_add_bias(Ops *o, float *x, const float *bias, int n,
+                 int width); /* bias (width) on every row */
+#endif

@@ -1,0 +1,47 @@
+/* quantize.h - a model file in, a model file in other tensor types out. */
+#ifndef QUANTIZE_H
+#define QUANTIZE_H
+#include "base.h"
+
+struct QuantizeTensor;
+
+typedef struct QuantizeRule {
+    const char *regex; /* POSIX extended, matched against the tensor's name */
+    const char *type;
+} QuantizeRule;
+
+typedef struct QuantizeOptions {
+    const char *type;           /* of the block matrices: "s2", "s3", "q4", "q8", "f16", ... */
+    const char *embedding_type; /* of token_embd and output; NULL: "q8", or the type itself when it
+                                   is wider */
+    const QuantizeRule *rules;  /* the last match wins */
+    int n_rules;
+    int n_threads; /* 0: all */
+    bool dry_run;  /* plan and count only */
+    bool no_mmap;
+    /* Called for each tensor when it is done (and in a dry run); return non-zero to stop
+     * (DIBIT_E_CANCELLED). */
+    int (*progress)(void *user, const struct QuantizeTensor *t);
+    void *user;
+} QuantizeOptions;
+
+typedef struct QuantizeTensor {
+    const char *name, *from, *to;
+    int index, n_tensors;
+    uint64_t n_weights, n_bytes;          /* after */
+    double rel_mse;                       /* squared error / squared weight; 0 when copied */
+    uint64_t weights_done, weights_total; /* for the time left */
+} QuantizeTensor;
+
+typedef struct QuantizeResult {
+    uint64_t n_weights, tensor_bytes, file_bytes;
+    double bits,
+        bits_blocks; /* all-in bits per weight: all tensors; without embedding and output */
+} QuantizeResult;
+
+/* Writes out_path atomically; nothing is left when it fails. NaN or infinity in a weight is an
+ * error that names the tensor. The same input and options give the same bytes at any thread count.
+ */
+int quantize_file(const char *in_path, const char *out_path, const QuantizeOptions *opt,
+                  QuantizeResult *result, DibitError *err);
+#endif
