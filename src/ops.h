@@ -4,6 +4,8 @@
  * how tokens are batched. */
 #ifndef OPS_H
 #define OPS_H
+#include <stdatomic.h>
+
 #include "base.h"
 #include "cache.h"
 #include "codec.h"
@@ -27,9 +29,15 @@ typedef struct Ops {
     A8 a8;           /* the quantised input of the current matmul */
     uint8_t *tile;   /* per thread: one unpacked row block */
     size_t tile_bytes;
-    float *attend; /* per thread scratch of op_attend */
+    float *attend; /* per thread scratch of op_attend: thread i has the attend_bytes from
+                      (uint8_t *)attend + i * attend_bytes */
     size_t attend_bytes;
+    const atomic_int *cancel; /* may be NULL; once set, operations may leave their work undone */
 } Ops;
+
+/* Bytes of scratch that one thread of op_attend needs (attend.c); ops_create rounds them up to a
+ * multiple of 64. */
+size_t attend_scratch(int head_dim, int n_heads, int n_kv_heads, int n_ctx);
 
 int ops_create(Ops *o, const Kern *kern, Pool *pool, const DibitAllocator *memory, int max_tokens,
                size_t max_cols, int head_dim, int n_heads, int n_kv_heads, int n_ctx,
