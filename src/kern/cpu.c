@@ -1,0 +1,90 @@
+/* cpu.c - which instruction sets this machine and its system offer, and the table filled from them.
+ * Weakest first: each set overwrites the slots it does better. */
+#include "kern.h"
+
+#include "dibit.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+/* The registers the system saves on a task switch; without them a feature bit means nothing. */
+static uint32_t saved_state(void) {
+    uint32_t lo, hi;
+    __asm__ volatile("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
+    return lo;
+}
+
+unsigned isa_detect(void) {
+    enum { FMA = 1 << 12, OSXSAVE = 1 << 27, AVX = 1 << 28, F16C = 1 << 29 };
+    enum { AVX2 = 1 << 5, BMI2 = 1 << 8, VNNI = 1 << 11 };
+    const uint32_t avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
+    const uint32_t need = FMA | OSXSAVE | AVX | F16C;
+    unsigned a, b, c, d, isa = DIBIT_ISA_SCALAR;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & need) != need) return isa;
+    uint32_t saved = saved_state();
+    if ((saved & 0x06) != 0x06) return isa; /* xmm, ymm */
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return isa;
+    if (!(b & AVX2) || !(b & BMI2)) return isa;
+    isa |= DIBIT_ISA_AVX2;
+    if ((saved & 0xe6) == 0xe6 && (b & avx512) == avx512 && (c & VNNI)) /* also masks, zmm */
+        isa |= DIBIT_ISA_AVX512VNNI;
+    return isa;
+}
+#elif defined(__aarch64__)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+unsigned isa_detect(void) {
+    unsigned isa = DIBIT_ISA_SCALAR | DIBIT_ISA_NEON;
+#if defined(__linux__)
+    if (getauxval(AT_HWCAP) & 1u << 20) isa |= DIBIT_ISA_NEONDOT; /* HWCAP_ASIMDDP */
+#endif
+    return isa;
+}
+#else
+unsigned isa_detect(void) {
+    return DIBIT_ISA_SCALAR;
+}
+#endif
+
+const char *isa_name(unsigned mask) {
+    if (mask & DIBIT_ISA_AVX512VNNI) return "avx512vnni";
+    if (mask & DIBIT_ISA_AVX2) return "avx2";
+    if (mask & DIBIT_ISA_NEONDOT) return "neondot";
+    if (mask & DIBIT_ISA_NEON) return "neon";
+    return "scalar";
+}
+
+#pragma weak kern_float_scalar
+#pragma weak kern_float_avx2
+#pragma weak kern_float_avx512
+#pragma weak kern_float_neon
+#pragma weak kern_avx2
+#pragma weak kern_avx512vnni
+#pragma weak kern_neon
+#pragma weak kern_neondot
+#define FILL(f) (f ? f(k) : (void)0)
+
+void kern_init(Kern *k, unsigned mask) {
+    unsigned isa = isa_detect() & mask;
+    kern_scalar(k);
+    FILL(kern_float_scalar);
+#if defined(__x86_64__)
+    if (isa & DIBIT_ISA_AVX2) {
+        FILL(kern_avx2);
+        FILL(kern_float_avx2);
+    }
+    if (isa & DIBIT_ISA_AVX512VNNI) {
+        FILL(kern_avx512vnni);
+        FILL(kern_float_avx512);
+    }
+#elif defined(__aarch64__)
+    if (isa & DIBIT_ISA_NEON) {
+        FILL(kern_neon);
+        FILL(kern_float_neon);
+    }
+    if (isa & DIBIT_ISA_NEONDOT) FILL(kern_neondot);
+#endif
+    (void)isa;
+}
