@@ -26,7 +26,8 @@ typedef struct GgufString {
 } GgufString;
 
 /* A metadata value as it lies in the file. For arrays kind is GGUF_ARRAY, item its element kind
- * (never GGUF_ARRAY: nested arrays are refused), n the element count, data the first element. */
+ * (never GGUF_ARRAY: nested arrays are refused), n the element count, data the first element; else
+ * item is kind and n is 1. Strings are led by their length, 8 bytes: use the calls below. */
 typedef struct GgufValue {
     GgufString key;
     GgufKind kind, item;
