@@ -1,0 +1,30 @@
+#!/bin/sh
+# kern_static.sh - builds tests/kern.c with its kernels as one static program, to be carried to another
+# machine. usage: kern_static.sh OUT [CC] [flags...]; CC may be a cross compiler for aarch64.
+set -e
+root=$(cd "$(dirname "$0")/.." && pwd)
+out=$1 cc=${2:-gcc}
+[ $# -lt 2 ] || shift 2
+objects=$(mktemp -d)
+trap 'rm -r "$objects"' EXIT
+flags="-std=c11 -O3 -ffp-contract=off -fno-math-errno -I$root/include -I$root/src $*"
+avx2="-mavx2 -mfma -mf16c -mbmi2"
+avx512="$avx2 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni"
+build() { # file, flags of its instruction set
+    file=$root/$1.c
+    shift
+    [ ! -f "$file" ] || $cc $flags "$@" -c "$file" -o "$objects/$(basename "$(dirname "$file")")_$(basename "$file").o"
+}
+for f in src/base src/kern/cpu src/kern/scalar src/kern/float_scalar tests/kern; do build $f; done
+for f in src/codec src/plain src/kquant src/scalar23; do build $f; done
+case $($cc -dumpmachine) in
+x86_64*)
+    for f in avx2 float_avx2; do build src/kern/$f $avx2; done
+    for f in avx512vnni float_avx512; do build src/kern/$f $avx512; done
+    ;;
+aarch64*)
+    for f in neon float_neon; do build src/kern/$f; done
+    build src/kern/neondot -march=armv8.2-a+dotprod
+    ;;
+esac
+$cc -static -o "$out" "$objects"/*.o -lm

@@ -1,0 +1,70 @@
+/* kern_test.h - the harness that the checks of tests/kern.c share. A check is one row of the table
+ * there: it makes random arguments, calls the slot in t->ref (scalar) and t->new, and compares. */
+#ifndef KERN_TEST_H
+#define KERN_TEST_H
+#include <assert.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base.h"
+#include "kern/kern.h"
+
+typedef struct Test {
+    const Kern *ref, *new;
+    const char *isa;
+    uint64_t rng;
+    int round;    /* 0.. of this check */
+    int n_used;   /* buffers handed out in this round */
+    int n_differ; /* differences found; the first few are printed */
+    int bench;
+} Test;
+
+typedef struct Check {
+    const char *name;
+    size_t slot; /* offset in Kern */
+    void (*check)(Test *t);
+    void (*bench)(Test *t);
+} Check;
+
+uint32_t rnd(Test *t);
+int rnd_int(Test *t, int lo, int hi); /* lo..hi, both included */
+float rnd_f32(Test *t);               /* -1..1 */
+float rnd_wild_f32(Test *t, int wild);
+uint16_t rnd_wild_f16(Test *t, int wild);
+
+/* A buffer that ends (at times: begins) at an unreadable page; at most 16 a round. */
+void *buffer(Test *t, size_t n_bytes);
+void *random_buffer(Test *t, size_t n_bytes);
+
+void differ(Test *t, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void same_f32(Test *t, const char *what, const float *want, const float *got, size_t n);
+void same_bytes(Test *t, const char *what, const void *want, const void *got, size_t n);
+
+double median(double *v, int n); /* sorts v */
+
+/* Times the statement, which uses `k`, with both tables. bytes and macs: of one execution. */
+#define BENCH(t, what, bytes, macs, ...)                                                           \
+    do {                                                                                           \
+        double ns_[2];                                                                             \
+        for (int which_ = 0; which_ < 2; which_++) {                                               \
+            const Kern *k = which_ ? (t)->new : (t)->ref;                                          \
+            double times_[31];                                                                     \
+            int n_ = which_ ? 31 : 3, reps_ = 1;                                                   \
+            uint64_t start_ = clock_ns();                                                          \
+            __VA_ARGS__;                                                                           \
+            uint64_t once_ = clock_ns() - start_;                                                  \
+            if (once_ < 200000) reps_ = (int)(200000 / (once_ + 1)) + 1;                           \
+            for (int i_ = 0; i_ < n_; i_++) {                                                      \
+                start_ = clock_ns();                                                               \
+                for (int j_ = 0; j_ < reps_; j_++) __VA_ARGS__;                                    \
+                times_[i_] = (double)(clock_ns() - start_) / reps_;                                \
+            }                                                                                      \
+            ns_[which_] = median(times_, n_);                                                      \
+        }                                                                                          \
+        printf("     %-8s %12.1f ns %8.2f GB/s %8.2f GMAC/s %7.2fx\n", what, ns_[1],               \
+               (double)(bytes) / ns_[1], (double)(macs) / ns_[1], ns_[0] / ns_[1]);                \
+    } while (0)
+#endif
