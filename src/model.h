@@ -64,8 +64,11 @@ typedef struct Scratch {
     float *logits;                              /* (n_vocab) of the last token */
     float *rope;                                /* (n_ctx, n_rot) cosines and sines */
     int max_tokens;
+    size_t n_bytes; /* of the parts above */
     const DibitAllocator *memory;
 } Scratch;
+/* Bytes scratch_create() will ask for, besides those of Ops. False when that wraps. */
+bool scratch_size(const Model *m, int max_tokens, int n_ctx, size_t *n_bytes);
 int scratch_create(Scratch *s, const Model *m, const Kern *kern, Pool *pool, int max_tokens,
                    int n_ctx, const DibitAllocator *memory, DibitError *err);
 void scratch_free(Scratch *s);
@@ -73,7 +76,8 @@ size_t scratch_bytes(const Scratch *s);
 
 /* One pass over n <= max_tokens tokens at positions c->n_past..; the cache grows by n. logits: (n,
  * n_vocab) of all tokens when all is true, else (n_vocab) of the last one; NULL: none are computed.
- * DIBIT_E_NUMERIC when a logit is not finite. */
+ * DIBIT_E_NUMERIC when a logit is not finite, DIBIT_E_CANCELLED when *s->ops.cancel was set; the
+ * cache then holds what it held. */
 int model_forward(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int n, float *logits,
                   bool all, DibitError *err);
 #endif

@@ -15,8 +15,9 @@
 typedef struct Weight {
     const TypeInfo *type;
     size_t rows, cols;
-    const uint8_t *data; /* as in the file */
-    uint8_t *packed;     /* q4, q8 interleaved at open (owned), or NULL */
+    const uint8_t *data; /* as in the file, n_bytes */
+    size_t n_bytes;
+    uint8_t *packed; /* q4, q8 interleaved at open (owned), or NULL */
     size_t packed_bytes;
 } Weight;
 
@@ -27,11 +28,12 @@ typedef struct Ops {
     int max_tokens;  /* of one call */
     size_t max_cols; /* widest input of a matmul */
     A8 a8;           /* the quantised input of the current matmul */
-    uint8_t *tile;   /* per thread: one unpacked row block */
-    size_t tile_bytes;
+    uint8_t *tile;   /* per thread, tile_bytes each: one unpacked row block, then the results of
+                        one tail block (max_tokens, 16) */
+    size_t tile_bytes, tail_at;
     float *attend; /* per thread scratch of op_attend: thread i has the attend_bytes from
                       (uint8_t *)attend + i * attend_bytes */
-    size_t attend_bytes;
+    size_t attend_bytes, n_bytes; /* n_bytes: of all of the above */
     const atomic_int *cancel; /* may be NULL; once set, operations may leave their work undone */
 } Ops;
 
@@ -49,12 +51,11 @@ size_t ops_bytes(const Ops *o);
 int weight_pack(Weight *w, const Kern *kern, Pool *pool, const DibitAllocator *memory,
                 DibitError *err);
 
-/* Quantises x (n, cols) once; the next op_matmul calls with x == NULL use it (q, k and v share one
- * input). Not needed for f32, f16, bf16 weights, which use x itself. */
 /* y (n, ldy) gets W x: y[t * ldy + r]. */
 void op_matmul(Ops *o, float *y, size_t ldy, const Weight *w, const float *x, int n);
-/* Several matrices with the same input and number of columns, one pass over the pool: y[i] (n,
- * ldy[i]). */
+/* Up to OPS_MANY matrices with the same input and number of columns, one pass over the pool: y[i]
+ * (n, ldy[i]). The input is quantised once, unless all weights are f32, f16 or bf16. */
+enum { OPS_MANY = 4 };
 void op_matmul_many(Ops *o, int n_w, float *const *y, const size_t *ldy, const Weight *const *w,
                     const float *x, int n);
 void op_rows(Ops *o, float *dst, const Weight *w, const int32_t *ids,

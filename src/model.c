@@ -1,0 +1,550 @@
+/* model.c - all architectures: a table of rows, the binding of weights, one forward pass.
+ * Every hyper-parameter and tensor is checked here once, so that the operations may trust them. */
+#include "model.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+static const Arch archs[] = {
+    { "llama", 0 }, /* mistral too: the same tensors, and a sliding window where the file has one */
+    { "qwen2", ARCH_ROPE_HALVES | ARCH_QKV_BIAS },
+    { "qwen3", ARCH_ROPE_HALVES | ARCH_QK_NORM },
+};
+#define ARCH_NAMES "llama, qwen2, qwen3"
+
+const Arch *arch_find(const char *name, size_t n) {
+    for (size_t i = 0; i < ARRAY_LEN(archs); i++)
+        if (strlen(archs[i].name) == n && memcmp(archs[i].name, name, n) == 0) return &archs[i];
+    return NULL;
+}
+
+/* ---- hyper-parameters ---- */
+
+/* "llama" and "block_count" to "llama.block_count". */
+static const char *full_key(char *buf, size_t cap, const Model *m, const char *key) {
+    snprintf(buf, cap, "%s.%s", m->arch->name, key);
+    return buf;
+}
+
+enum { REQUIRED = -1 };
+
+/* A whole number between lo and hi; `otherwise` when the file has none. */
+static int get_int(const Model *m, const char *key, int lo, int hi, int otherwise, int *out,
+                   DibitError *err) {
+    char buf[96];
+    uint64_t v;
+    full_key(buf, sizeof buf, m, key);
+    if (!gguf_get(m->file, buf)) {
+        if (otherwise == REQUIRED) return fail(err, DIBIT_E_FORMAT, "%s: the key is missing", buf);
+        *out = otherwise;
+        return 0;
+    }
+    if (!gguf_get_u64(m->file, buf, &v) || v < (uint64_t)lo || v > (uint64_t)hi)
+        return fail(err, DIBIT_E_FORMAT, "%s: not one whole number from %d to %d", buf, lo, hi);
+    *out = (int)v;
+    return 0;
+}
+
+static int get_float(const Model *m, const char *key, double lo, double hi, double otherwise,
+                     float *out, DibitError *err) {
+    char buf[96];
+    double v = otherwise;
+    full_key(buf, sizeof buf, m, key);
+    if (gguf_get(m->file, buf) && !gguf_get_f64(m->file, buf, &v)) v = NAN;
+    if (!(v >= lo && v <= hi))
+        return fail(err, DIBIT_E_FORMAT, "%s: missing, or not a number from %g to %g", buf, lo, hi);
+    *out = (float)v;
+    return 0;
+}
+
+static int read_arch(Model *m, DibitError *err) {
+    GgufString s;
+    if (!gguf_get_string(m->file, "general.architecture", &s))
+        return fail(err, DIBIT_E_FORMAT, "general.architecture: the key is missing");
+    m->arch = arch_find(s.s, s.n);
+    if (!m->arch)
+        return fail(err, DIBIT_E_UNSUPPORTED,
+                    "architecture \"%.*s\" is not supported; known are " ARCH_NAMES,
+                    (int)MIN(s.n, (size_t)40), s.s);
+    return 0;
+}
+
+/* Which stretching of positions the file asks for. The scaling of llama3 needs no key: it comes as
+ * a tensor of divisors, rope_freqs.weight. */
+static int read_rope(Model *m, DibitError *err) {
+    Hparams *h = &m->hp;
+    char buf[96];
+    GgufString s = { "linear", 6 };
+    gguf_get_string(m->file, full_key(buf, sizeof buf, m, "rope.scaling.type"), &s);
+    int r = get_int(m, "rope.dimension_count", 2, h->head_dim, h->head_dim, &h->n_rot, err);
+    if (r == 0) r = get_float(m, "rope.freq_base", 1, 1e12, 10000, &h->rope_base, err);
+    if (r == 0) r = get_float(m, "rope.scale_linear", 0, 1e6, 1, &h->rope_factor, err);
+    if (r == 0)
+        r = get_float(m, "rope.scaling.factor", 0, 1e6, h->rope_factor, &h->rope_factor, err);
+    if (r != 0) return r;
+    if (h->n_rot % 2) return fail(err, DIBIT_E_FORMAT, "rope.dimension_count: %d is odd", h->n_rot);
+    bool linear = s.n == 6 && memcmp(s.s, "linear", 6) == 0;
+    if (!linear && !(s.n == 4 && memcmp(s.s, "none", 4) == 0))
+        return fail(err, DIBIT_E_UNSUPPORTED,
+                    "rope scaling \"%.*s\" is not supported; known are none, linear and llama3",
+                    (int)MIN(s.n, (size_t)40), s.s);
+    if (!linear || h->rope_factor == 0) h->rope_factor = 1;
+    h->rope_scaling = h->rope_factor != 1;
+    return 0;
+}
+
+static int read_hparams(Model *m, DibitError *err) {
+    Hparams *h = &m->hp;
+    int value_length = 0, experts = 0, r;
+    const struct {
+        const char *key;
+        int lo, hi, otherwise, *out;
+    } ints[] = {
+        { "expert_count", 0, 1 << 16, 0, &experts },
+        { "block_count", 1, 1024, REQUIRED, &h->n_layers },
+        { "context_length", 1, 1 << 24, REQUIRED, &h->n_ctx_train },
+        { "embedding_length", 8, 1 << 16, REQUIRED, &h->n_embd },
+        { "feed_forward_length", 8, 1 << 20, REQUIRED, &h->n_ff },
+        { "attention.head_count", 1, 1024, REQUIRED, &h->n_heads },
+        { "attention.head_count_kv", 1, 1024, 0, &h->n_kv_heads },
+        { "attention.key_length", 8, 256, 0, &h->head_dim },
+        { "attention.value_length", 8, 256, 0, &value_length },
+        { "attention.sliding_window", 0, 1 << 24, 0, &h->window },
+    };
+    for (size_t i = 0; i < ARRAY_LEN(ints); i++)
+        if ((r = get_int(m, ints[i].key, ints[i].lo, ints[i].hi, ints[i].otherwise, ints[i].out,
+                         err)) != 0)
+            return r;
+    if (experts) return fail(err, DIBIT_E_UNSUPPORTED, "mixtures of experts are not supported");
+    if (h->n_kv_heads == 0) h->n_kv_heads = h->n_heads;
+    if (h->n_heads % h->n_kv_heads)
+        return fail(err, DIBIT_E_FORMAT, "%d heads do not divide among %d KV heads", h->n_heads,
+                    h->n_kv_heads);
+    if (h->head_dim == 0 && h->n_embd % h->n_heads)
+        return fail(err, DIBIT_E_FORMAT, "embedding_length %d does not divide among %d heads",
+                    h->n_embd, h->n_heads);
+    if (h->head_dim == 0) h->head_dim = h->n_embd / h->n_heads;
+    if (value_length && value_length != h->head_dim)
+        return fail(err, DIBIT_E_UNSUPPORTED, "values of %d and keys of %d per head: not supported",
+                    value_length, h->head_dim);
+    if (h->head_dim % 8 || h->head_dim < 8 || h->head_dim > 256)
+        return fail(err, DIBIT_E_UNSUPPORTED, "heads of %d: only multiples of 8 up to 256",
+                    h->head_dim);
+    r = get_float(m, "attention.layer_norm_rms_epsilon", 0, 1, -1, &h->eps, err);
+    return r ? r : read_rope(m, err);
+}
+
+/* ---- tensors ---- */
+
+static int find_tensor(Model *m, const GgufTensor **out, const char *name, uint64_t rows,
+                       uint64_t cols, DibitError *err) {
+    const GgufTensor *t = gguf_find(m->file, name);
+    if (!t) return fail(err, DIBIT_E_FORMAT, "%s: the tensor is missing", name);
+    if (t->ne[0] != cols || (rows && t->ne[1] != rows) || t->ne[2] != 1 || t->ne[3] != 1)
+        return fail(err, DIBIT_E_FORMAT,
+                    "%s: the shape is %llu x %llu x %llu x %llu, expected %llu x %llu", name,
+                    (unsigned long long)t->ne[0], (unsigned long long)t->ne[1],
+                    (unsigned long long)t->ne[2], (unsigned long long)t->ne[3],
+                    (unsigned long long)cols, (unsigned long long)rows);
+    const TypeInfo *type = type_info(t->type);
+    if (!type)
+        return fail(err, DIBIT_E_UNSUPPORTED, "%s: tensor type %d is not supported", name, t->type);
+    size_t n_bytes;
+    if (!type_bytes(type, t->ne[1], t->ne[0], &n_bytes) || n_bytes != t->n_bytes)
+        return fail(err, DIBIT_E_FORMAT, "%s: %zu bytes are not %llu x %llu of type %s", name,
+                    t->n_bytes, (unsigned long long)t->ne[0], (unsigned long long)t->ne[1],
+                    type->name);
+    *out = t;
+    return 0;
+}
+
+/* rows == 0: any number of them. */
+static int bind(Model *m, Weight *w, const char *name, int rows, int cols, DibitError *err) {
+    const GgufTensor *t;
+    int r = find_tensor(m, &t, name, (uint64_t)rows, (uint64_t)cols, err);
+    if (r != 0) return r;
+    *w = (Weight){ .type = type_info(t->type), .rows = t->ne[1], .cols = t->ne[0] };
+    w->data = t->data;
+    w->n_bytes = t->n_bytes;
+    return 0;
+}
+
+/* A vector, converted to f32. */
+static int bind_vector(Model *m, const float **out, const char *name, int n, DibitError *err) {
+    const GgufTensor *t;
+    int r = find_tensor(m, &t, name, 1, (uint64_t)n, err);
+    if (r != 0) return r;
+    float *v = arena_alloc(&m->arena, (size_t)n * sizeof *v);
+    if (!v) return fail(err, DIBIT_E_MEMORY, "%s: no memory", name);
+    type_info(t->type)->decode(v, t->data, 1, (size_t)n, 0);
+    *out = v;
+    return 0;
+}
+
+enum { VECTOR, MATRIX };
+typedef struct Slot { /* one tensor of a layer: "blk.N." name, and where it goes */
+    const char *name;
+    int kind, optional;
+    size_t offset; /* in Layer */
+    int rows, cols;
+} Slot;
+enum { N_SLOTS = 14 };
+
+static void layer_slots(const Model *m, Slot s[N_SLOTS]) {
+    const Hparams *h = &m->hp;
+    int q = h->n_heads * h->head_dim, kv = h->n_kv_heads * h->head_dim, e = h->n_embd;
+    int bias = !(m->arch->flags & ARCH_QKV_BIAS); /* optional: some llama models have it too */
+#define AT(field) offsetof(Layer, field)
+    const Slot slots[N_SLOTS] = {
+        { "attn_norm.weight", VECTOR, 0, AT(attn_norm), 1, e },
+        { "ffn_norm.weight", VECTOR, 0, AT(ffn_norm), 1, e },
+        { "attn_q.bias", VECTOR, bias, AT(q_bias), 1, q },
+        { "attn_k.bias", VECTOR, bias, AT(k_bias), 1, kv },
+        { "attn_v.bias", VECTOR, bias, AT(v_bias), 1, kv },
+        { "attn_q.weight", MATRIX, 0, AT(q), q, e },
+        { "attn_k.weight", MATRIX, 0, AT(k), kv, e },
+        { "attn_v.weight", MATRIX, 0, AT(v), kv, e },
+        { "attn_output.weight", MATRIX, 0, AT(o), e, q },
+        { "ffn_gate.weight", MATRIX, 0, AT(gate), h->n_ff, e },
+        { "ffn_up.weight", MATRIX, 0, AT(up), h->n_ff, e },
+        { "ffn_down.weight", MATRIX, 0, AT(down), e, h->n_ff },
+        { "attn_q_norm.weight", VECTOR, 0, AT(q_norm), 1, h->head_dim },
+        { "attn_k_norm.weight", VECTOR, 0, AT(k_norm), 1, h->head_dim },
+    };
+#undef AT
+    memcpy(s, slots, sizeof slots);
+}
+
+/* The last two slots are for architectures with a norm on q and k. */
+static int n_slots(const Model *m) {
+    return m->arch->flags & ARCH_QK_NORM ? N_SLOTS : N_SLOTS - 2;
+}
+
+static int bind_layer(Model *m, int l, const Slot *slots, DibitError *err) {
+    char name[64];
+    for (int i = 0; i < n_slots(m); i++) {
+        const Slot *s = &slots[i];
+        uint8_t *at = (uint8_t *)&m->layers[l] + s->offset;
+        snprintf(name, sizeof name, "blk.%d.%s", l, s->name);
+        if (s->optional && !gguf_find(m->file, name)) continue;
+        int r = s->kind == VECTOR ? bind_vector(m, (const float **)(void *)at, name, s->cols, err)
+                                  : bind(m, (Weight *)(void *)at, name, s->rows, s->cols, err);
+        if (r != 0) return r;
+    }
+    return 0;
+}
+
+static bool is_known(const Model *m, const Slot *slots, const char *name) {
+    static const char *const top[] = { "token_embd.weight", "output.weight", "output_norm.weight",
+                                       "rope_freqs.weight" };
+    for (size_t i = 0; i < ARRAY_LEN(top); i++)
+        if (strcmp(name, top[i]) == 0) return true;
+    char buf[64];
+    int layer = -1;
+    if (sscanf(name, "blk.%4d.", &layer) != 1 || layer < 0 || layer >= m->hp.n_layers) return false;
+    for (int i = 0; i < n_slots(m); i++) {
+        snprintf(buf, sizeof buf, "blk.%d.%s", layer, slots[i].name);
+        if (strcmp(name, buf) == 0) return true;
+    }
+    return false;
+}
+
+static int check_vocab(Model *m, DibitError *err) {
+    int n;
+    if (m->embed.rows > 1 << 24)
+        return fail(err, DIBIT_E_FORMAT, "token_embd.weight: %zu rows are too many", m->embed.rows);
+    m->hp.n_vocab = (int)m->embed.rows;
+    int r = get_int(m, "vocab_size", 1, 1 << 24, m->hp.n_vocab, &n, err);
+    if (r == 0 && n != m->hp.n_vocab)
+        r = fail(err, DIBIT_E_FORMAT, "vocab_size is %d, but token_embd.weight has %d rows", n,
+                 m->hp.n_vocab);
+    return r;
+}
+
+static int bind_rope_factors(Model *m, DibitError *err) {
+    int n = m->hp.n_rot / 2, r;
+    if (!gguf_find(m->file, "rope_freqs.weight")) return 0;
+    if ((r = bind_vector(m, &m->rope_factors, "rope_freqs.weight", n, err)) != 0) return r;
+    for (int i = 0; i < n; i++)
+        if (!(m->rope_factors[i] > 0 && m->rope_factors[i] <= 1e9f))
+            return fail(err, DIBIT_E_FORMAT, "rope_freqs.weight: value %d is %g", i,
+                        (double)m->rope_factors[i]);
+    return 0;
+}
+
+static int bind_all(Model *m, DibitError *err) {
+    Hparams *h = &m->hp;
+    int r = bind(m, &m->embed, "token_embd.weight", 0, h->n_embd, err);
+    if (r == 0) r = check_vocab(m, err);
+    if (r != 0) return r;
+    m->output = m->embed;
+    m->tied = !gguf_find(m->file, "output.weight");
+    if (!m->tied) r = bind(m, &m->output, "output.weight", h->n_vocab, h->n_embd, err);
+    if (r == 0) r = bind_vector(m, &m->output_norm, "output_norm.weight", h->n_embd, err);
+    if (r == 0) r = bind_rope_factors(m, err);
+    if (r != 0) return r;
+    m->layers = arena_alloc(&m->arena, (size_t)h->n_layers * sizeof *m->layers);
+    if (!m->layers) return fail(err, DIBIT_E_MEMORY, "no memory for %d layers", h->n_layers);
+    Slot slots[N_SLOTS];
+    layer_slots(m, slots);
+    for (int l = 0; l < h->n_layers; l++)
+        if ((r = bind_layer(m, l, slots, err)) != 0) return r;
+    for (int i = 0; i < gguf_n_tensors(m->file); i++) {
+        const GgufTensor *t = gguf_tensor(m->file, i);
+        if (!is_known(m, slots, t->name)) /* to leave it out would be to run another model */
+            return fail(err, DIBIT_E_UNSUPPORTED, "%s: architecture %s has no use for this tensor",
+                        t->name, m->arch->name);
+        m->file_bytes += t->n_bytes;
+        m->n_params += t->ne[0] * t->ne[1];
+    }
+    return 0;
+}
+
+static Weight *layer_weight(Layer *l, int i) {
+    Weight *const w[] = { &l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down };
+    return i < (int)ARRAY_LEN(w) ? w[i] : NULL;
+}
+
+static int pack_all(Model *m, const Kern *kern, Pool *pool, DibitError *err) {
+    int r = weight_pack(&m->output, kern, pool, m->memory, err);
+    m->packed_bytes = m->output.packed_bytes;
+    for (int l = 0; l < m->hp.n_layers && r == 0; l++) {
+        Weight *w;
+        for (int i = 0; r == 0 && (w = layer_weight(&m->layers[l], i)); i++) {
+            r = weight_pack(w, kern, pool, m->memory, err);
+            m->packed_bytes += w->packed_bytes;
+        }
+    }
+    return r;
+}
+
+int model_open(Model *m, const Gguf *file, const Kern *kern, Pool *pool, bool no_repack,
+               const DibitAllocator *memory, DibitError *err) {
+    *m = (Model){ .file = file, .memory = memory, .arena = { .memory = memory } };
+    int r = read_arch(m, err);
+    if (r == 0) r = read_hparams(m, err);
+    if (r == 0) r = bind_all(m, err);
+    if (r == 0 && !no_repack) r = pack_all(m, kern, pool, err);
+    if (r != 0) model_close(m);
+    return r;
+}
+
+void model_close(Model *m) {
+    mem_free(m->memory, m->output.packed);
+    for (int l = 0; m->layers && l < m->hp.n_layers; l++) {
+        Weight *w;
+        for (int i = 0; (w = layer_weight(&m->layers[l], i)); i++) mem_free(m->memory, w->packed);
+    }
+    arena_free(&m->arena);
+    *m = (Model){ 0 };
+}
+
+static bool all_finite(const float *x, size_t n) {
+    uint32_t bad = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t u;
+        memcpy(&u, &x[i], 4);
+        bad |= (u & 0x7f800000) == 0x7f800000;
+    }
+    return !bad;
+}
+
+const char *model_find_nonfinite(const Model *m) {
+    const char *name = NULL;
+    for (int i = 0; i < gguf_n_tensors(m->file) && !name; i++) {
+        const GgufTensor *t = gguf_tensor(m->file, i);
+        float *row = mem_calloc(m->memory, t->ne[0], sizeof *row);
+        if (!row) break;
+        for (uint64_t r = 0; r < t->ne[1] && !name; r++) {
+            type_info(t->type)->decode(row, t->data, t->ne[1], t->ne[0], r);
+            if (!all_finite(row, t->ne[0])) name = t->name;
+        }
+        mem_free(m->memory, row);
+    }
+    return name;
+}
+
+/* ---- scratch ---- */
+
+typedef struct RopeJob {
+    const Model *m;
+    float *table;
+    int n_ctx;
+} RopeJob;
+enum { ROPE_ITEM = 256 };
+
+static void rope_table_item(void *arg, int item, int thread) {
+    (void)thread;
+    const RopeJob *j = arg;
+    const Hparams *h = &j->m->hp;
+    int half = h->n_rot / 2, end = MIN(j->n_ctx, (item + 1) * ROPE_ITEM);
+    for (int i = 0; i < half; i++) {
+        double freq = pow((double)h->rope_base, -2.0 * i / h->n_rot) / (double)h->rope_factor;
+        if (j->m->rope_factors) freq /= (double)j->m->rope_factors[i];
+        for (int p = item * ROPE_ITEM; p < end; p++) {
+            float *row = j->table + (size_t)p * (size_t)h->n_rot;
+            row[i] = (float)cos(p * freq);
+            row[half + i] = (float)sin(p * freq);
+        }
+    }
+}
+
+typedef struct ScratchPart {
+    float **at;
+    size_t rows, width;
+} ScratchPart;
+enum { N_PARTS = 10 };
+
+static void scratch_parts(Scratch *s, const Model *m, int max_tokens, int n_ctx,
+                          ScratchPart out[N_PARTS]) {
+    const Hparams *h = &m->hp;
+    size_t q = (size_t)h->n_heads * (size_t)h->head_dim, n = (size_t)max_tokens;
+    size_t kv = (size_t)h->n_kv_heads * (size_t)h->head_dim, e = (size_t)h->n_embd;
+    const ScratchPart parts[N_PARTS] = {
+        { &s->x, n, e },
+        { &s->t, n, e },
+        { &s->q, n, q },
+        { &s->k, n, kv },
+        { &s->v, n, kv },
+        { &s->att, n, q },
+        { &s->gate, n, (size_t)h->n_ff },
+        { &s->up, n, (size_t)h->n_ff },
+        { &s->logits, 1, (size_t)h->n_vocab },
+        { &s->rope, (size_t)n_ctx, (size_t)h->n_rot },
+    };
+    memcpy(out, parts, sizeof parts);
+}
+
+static bool part_bytes(const ScratchPart *p, size_t *n_bytes) {
+    return size_mul(p->rows, p->width, n_bytes) && size_mul(*n_bytes, sizeof(float), n_bytes) &&
+           size_align(*n_bytes, 64, n_bytes);
+}
+
+bool scratch_size(const Model *m, int max_tokens, int n_ctx, size_t *n_bytes) {
+    Scratch s;
+    ScratchPart parts[N_PARTS];
+    size_t total = 0, n;
+    scratch_parts(&s, m, max_tokens, n_ctx, parts);
+    for (int i = 0; i < N_PARTS; i++)
+        if (!part_bytes(&parts[i], &n) || !size_add(total, n, &total)) return false;
+    *n_bytes = total;
+    return true;
+}
+
+int scratch_create(Scratch *s, const Model *m, const Kern *kern, Pool *pool, int max_tokens,
+                   int n_ctx, const DibitAllocator *memory, DibitError *err) {
+    *s = (Scratch){ .max_tokens = max_tokens, .memory = memory };
+    const Hparams *h = &m->hp;
+    int widest = MAX(MAX(h->n_embd, h->n_ff), h->n_heads * h->head_dim);
+    ScratchPart parts[N_PARTS];
+    uint8_t *base = NULL;
+    if (scratch_size(m, max_tokens, n_ctx, &s->n_bytes)) base = mem_alloc(memory, s->n_bytes);
+    if (!base)
+        return fail(err, DIBIT_E_MEMORY, "no memory for the activations of %d tokens", max_tokens);
+    scratch_parts(s, m, max_tokens, n_ctx, parts);
+    for (int i = 0; i < N_PARTS; i++) {
+        size_t n = 0;
+        part_bytes(&parts[i], &n);
+        *parts[i].at = (float *)base;
+        base += n;
+    }
+    int r = ops_create(&s->ops, kern, pool, memory, max_tokens, (size_t)widest, h->head_dim,
+                       h->n_heads, h->n_kv_heads, n_ctx, err);
+    if (r != 0) {
+        scratch_free(s);
+        return r;
+    }
+    RopeJob j = { m, s->rope, n_ctx };
+    pool_run(pool, rope_table_item, &j, (n_ctx + ROPE_ITEM - 1) / ROPE_ITEM);
+    return 0;
+}
+
+void scratch_free(Scratch *s) {
+    ops_free(&s->ops);
+    mem_free(s->memory, s->x); /* the first part: where the allocation begins */
+    *s = (Scratch){ 0 };
+}
+
+size_t scratch_bytes(const Scratch *s) {
+    return s->n_bytes + ops_bytes(&s->ops);
+}
+
+/* ---- the pass ---- */
+
+static void project_qkv(const Model *m, Scratch *s, const Layer *w, int n, int pos) {
+    const Hparams *h = &m->hp;
+    Ops *o = &s->ops;
+    size_t q = (size_t)h->n_heads * (size_t)h->head_dim;
+    size_t kv = (size_t)h->n_kv_heads * (size_t)h->head_dim;
+    int halves = (m->arch->flags & ARCH_ROPE_HALVES) != 0;
+    op_matmul_many(o, 3, (float *[]){ s->q, s->k, s->v }, (size_t[]){ q, kv, kv },
+                   (const Weight *[]){ &w->q, &w->k, &w->v }, s->t, n);
+    if (w->q_bias) op_add_bias(o, s->q, w->q_bias, n, (int)q);
+    if (w->k_bias) op_add_bias(o, s->k, w->k_bias, n, (int)kv);
+    if (w->v_bias) op_add_bias(o, s->v, w->v_bias, n, (int)kv);
+    if (w->q_norm) {
+        op_norm(o, s->q, s->q, w->q_norm, n * h->n_heads, h->head_dim, h->eps);
+        op_norm(o, s->k, s->k, w->k_norm, n * h->n_kv_heads, h->head_dim, h->eps);
+    }
+    op_rope(o, s->q, n, h->n_heads, h->head_dim, pos, s->rope, h->n_rot, halves);
+    op_rope(o, s->k, n, h->n_kv_heads, h->head_dim, pos, s->rope, h->n_rot, halves);
+}
+
+static int check_logits(const Model *m, const float *logits, int n, DibitError *err) {
+    if (all_finite(logits, (size_t)n * (size_t)m->hp.n_vocab)) return 0;
+    const char *name = model_find_nonfinite(m);
+    if (name)
+        return fail(err, DIBIT_E_NUMERIC, "%s: a weight is NaN or infinite; the file is damaged",
+                    name);
+    return fail(err, DIBIT_E_NUMERIC,
+                "the activations overflowed: logits are not finite although every weight is");
+}
+
+static bool cancelled(const Ops *o) {
+    return o->cancel && atomic_load_explicit(o->cancel, memory_order_relaxed);
+}
+
+int model_forward(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int n, float *logits,
+                  bool all, DibitError *err) {
+    const Hparams *h = &m->hp;
+    Ops *o = &s->ops;
+    size_t e = (size_t)h->n_embd, q_width = (size_t)h->n_heads * (size_t)h->head_dim;
+    size_t ff = (size_t)h->n_ff;
+    int n_new = n, pos = c->n_past, r = cache_reserve(c, n, err);
+    float *x = s->x, *q = s->q, scale = (float)(1.0 / sqrt(h->head_dim));
+    if (r != 0) return r;
+    op_rows(o, x, &m->embed, ids, n);
+    for (int l = 0; l < h->n_layers; l++) {
+        const Layer *w = &m->layers[l];
+        op_norm(o, s->t, x, w->attn_norm, n, h->n_embd, h->eps);
+        project_qkv(m, s, w, n, pos);
+        cache_put(c, o->kern, o->pool, l, pos, n, s->k, s->v);
+        if (l == h->n_layers - 1 && !(logits && all)) { /* the rest serves only the logits */
+            int keep = logits ? 1 : 0, skip = n - keep;
+            x += (size_t)skip * e;
+            q += (size_t)skip * q_width;
+            pos += skip;
+            n = keep;
+            if (n == 0) break;
+        }
+        op_attend(o, s->att, q, c, l, pos, n, h->n_heads, scale, h->window);
+        op_matmul(o, s->t, e, &w->o, s->att, n);
+        op_add(o, x, s->t, n, h->n_embd);
+        op_norm(o, s->t, x, w->ffn_norm, n, h->n_embd, h->eps);
+        op_matmul_many(o, 2, (float *[]){ s->gate, s->up }, (size_t[]){ ff, ff },
+                       (const Weight *[]){ &w->gate, &w->up }, s->t, n);
+        op_swiglu(o, s->gate, s->gate, s->up, n, h->n_ff);
+        op_matmul(o, s->t, e, &w->down, s->gate, n);
+        op_add(o, x, s->t, n, h->n_embd);
+        if (cancelled(o)) break;
+    }
+    if (logits && !cancelled(o)) {
+        op_norm(o, s->t, x, m->output_norm, n, h->n_embd, h->eps);
+        op_matmul(o, logits, (size_t)h->n_vocab, &m->output, s->t, n);
+    }
+    if (cancelled(o)) return fail(err, DIBIT_E_CANCELLED, "cancelled");
+    if (logits && (r = check_logits(m, logits, n, err)) != 0) return r;
+    c->n_past += n_new;
+    return 0;
+}

@@ -1,0 +1,398 @@
+/* ops_cpu.c - the operations of ops.h over the kernels and the thread pool (attention: attend.c).
+ * The rule it keeps: an item of work computes whole outputs, each by one kernel call that does not
+ * know how many tokens or items there are, so neither threads nor batches change a bit. */
+#include "ops.h"
+
+#include <assert.h>
+#include <string.h>
+
+enum {
+    BLOCK = 16,          /* rows of one row block */
+    PIECE = 32,          /* groups of a K type that are unpacked at a time: 24 KiB, stays in L1 */
+    ITEM_MIN = 16 << 10, /* bytes of weights times tokens of one item of work: about 1.5 us */
+    ITEM_MAX = 128 << 10 /* about 12 us */
+};
+
+/* How a weight type is multiplied: by float kernels straight from the file, or in row blocks that
+ * are already there (s2, s3, packed q4 and q8) or come from `pack`. */
+typedef struct Route {
+    void(*mulf) MULF_ARGS;
+    void(*mul) MUL_ARGS;
+    void(*pack) PACK_ARGS;
+    size_t group_bytes; /* of a row block, per group */
+} Route;
+
+static Route route(const Kern *k, int type) {
+    switch (type) {
+    case T_F32:
+        return (Route){ .mulf = k->mul_f32 };
+    case T_F16:
+        return (Route){ .mulf = k->mul_f16 };
+    case T_BF16:
+        return (Route){ .mulf = k->mul_bf16 };
+    case T_Q4_0:
+        return (Route){ NULL, k->mul_q4, k->pack_q4, Q4X_BYTES };
+    case T_Q8_0:
+        return (Route){ NULL, k->mul_q8, k->pack_q8, Q8X_BYTES };
+    case T_Q2_K:
+        return (Route){ NULL, k->mul_kq, k->pack_q2_k, sizeof(KqGroup) };
+    case T_Q3_K:
+        return (Route){ NULL, k->mul_kq, k->pack_q3_k, sizeof(KqGroup) };
+    case T_Q4_K:
+        return (Route){ NULL, k->mul_kq, k->pack_q4_k, sizeof(KqGroup) };
+    case T_Q5_K:
+        return (Route){ NULL, k->mul_kq, k->pack_q5_k, sizeof(KqGroup) };
+    case T_Q6_K:
+        return (Route){ NULL, k->mul_kq, k->pack_q6_k, sizeof(KqGroup) };
+    case T_TQ2_0:
+        return (Route){ NULL, k->mul_kq, k->pack_tq2_0, sizeof(KqGroup) };
+    case T_S2:
+        return (Route){ .mul = k->mul_s2, .group_bytes = s_group_bytes(T_S2) };
+    default:
+        assert(type == T_S3);
+        return (Route){ .mul = k->mul_s3, .group_bytes = s_group_bytes(T_S3) };
+    }
+}
+
+static size_t row_bytes(const Weight *w) {
+    return w->cols / (size_t)w->type->block_len * (size_t)w->type->block_bytes;
+}
+
+/* ---- scratch ---- */
+
+/* Where each part of Ops lies in its one allocation; total is SIZE_MAX when that wraps. */
+typedef struct OpsLayout {
+    size_t scale, sum, tile, attend, total;
+} OpsLayout;
+
+static bool part(size_t *at, size_t *total, size_t count, size_t n_bytes) {
+    *at = *total;
+    return size_mul(count, n_bytes, &n_bytes) && size_align(n_bytes, 64, &n_bytes) &&
+           size_add(*total, n_bytes, total);
+}
+
+static bool layout(Ops *o, OpsLayout *l, int head_dim, int n_heads, int n_kv_heads, int n_ctx) {
+    size_t ld, tokens = (size_t)o->max_tokens, threads = (size_t)pool_size(o->pool), tail, q;
+    if (!size_align(o->max_cols, 32, &ld)) return false;
+    if (!size_mul(ld / 32, Q8X_BYTES, &o->tail_at)) return false;
+    o->tail_at = MAX(o->tail_at, PIECE * sizeof(KqGroup));
+    if (!size_mul(tokens, BLOCK * sizeof(float), &tail)) return false;
+    if (!size_add(o->tail_at, tail, &o->tile_bytes)) return false;
+    if (!size_align(o->tile_bytes, 64, &o->tile_bytes)) return false;
+    if (!size_align(attend_scratch(head_dim, n_heads, n_kv_heads, n_ctx), 64, &o->attend_bytes))
+        return false;
+    l->total = 0;
+    return part(&q, &l->total, tokens, ld) && /* q starts at 0 */
+           part(&l->scale, &l->total, tokens, ld / 32 * sizeof(float)) &&
+           part(&l->sum, &l->total, tokens, ld / 16 * sizeof(int32_t)) &&
+           part(&l->tile, &l->total, threads, o->tile_bytes) &&
+           part(&l->attend, &l->total, threads, o->attend_bytes);
+}
+
+int ops_create(Ops *o, const Kern *kern, Pool *pool, const DibitAllocator *memory, int max_tokens,
+               size_t max_cols, int head_dim, int n_heads, int n_kv_heads, int n_ctx,
+               DibitError *err) {
+    *o = (Ops){ .kern = kern, .pool = pool, .memory = memory };
+    o->max_tokens = max_tokens;
+    o->max_cols = max_cols;
+    OpsLayout l;
+    uint8_t *base = NULL;
+    if (layout(o, &l, head_dim, n_heads, n_kv_heads, n_ctx)) base = mem_alloc(memory, l.total);
+    if (!base)
+        return fail(err, DIBIT_E_MEMORY, "no memory for the scratch of %d tokens", max_tokens);
+    o->a8.q = (int8_t *)base;
+    o->a8.scale = (float *)(base + l.scale);
+    o->a8.sum = (int32_t *)(base + l.sum);
+    o->tile = base + l.tile;
+    o->attend = (float *)(base + l.attend);
+    o->n_bytes = l.total;
+    return 0;
+}
+
+void ops_free(Ops *o) {
+    mem_free(o->memory, o->a8.q);
+    *o = (Ops){ 0 };
+}
+
+size_t ops_bytes(const Ops *o) {
+    return o->n_bytes;
+}
+
+/* ---- packing at open ---- */
+
+typedef struct PackJob {
+    Weight *w;
+    Route route;
+    size_t block_bytes;
+} PackJob;
+
+static void pack_item(void *arg, int item, int thread) {
+    (void)thread;
+    const PackJob *j = arg;
+    size_t r = (size_t)item * BLOCK, rb = row_bytes(j->w);
+    j->route.pack(j->w->packed + (size_t)item * j->block_bytes, j->w->data + r * rb, rb,
+                  (int)MIN((size_t)BLOCK, j->w->rows - r), (int)(j->w->cols / 32));
+}
+
+int weight_pack(Weight *w, const Kern *kern, Pool *pool, const DibitAllocator *memory,
+                DibitError *err) {
+    if (w->type->id != T_Q4_0 && w->type->id != T_Q8_0) return 0;
+    PackJob j = { .w = w, .route = route(kern, w->type->id) };
+    size_t blocks = (w->rows + BLOCK - 1) / BLOCK, n_bytes;
+    if (!size_mul(w->cols / 32, j.route.group_bytes, &j.block_bytes) ||
+        !size_mul(blocks, j.block_bytes, &n_bytes) || !(w->packed = mem_alloc(memory, n_bytes)))
+        return fail(err, DIBIT_E_MEMORY,
+                    "no memory for the interleaved copy of a %zu x %zu matrix; no_repack avoids it",
+                    w->rows, w->cols);
+    w->packed_bytes = n_bytes;
+    pool_run(pool, pack_item, &j, (int)blocks);
+    return 0;
+}
+
+/* ---- matrix products ---- */
+
+typedef struct Part {
+    const Weight *w;
+    Route route;
+    float *y;
+    size_t ldy, n_blocks;
+} Part;
+
+typedef struct MatmulJob {
+    Ops *o;
+    const float *x;
+    int n, n_parts;
+    size_t n_blocks, per_item; /* row blocks of all parts; of one item of work */
+    Part parts[OPS_MANY];
+} MatmulJob;
+
+static A8 a8_from(const A8 *a, size_t input) {
+    return (A8){ a->q + input, a->scale + input / 32, a->sum + input / 16, a->ld };
+}
+
+/* One row block of a K type: unpacked piece by piece, each used for all tokens. */
+static void mul_pieces(const MatmulJob *j, const Part *p, const uint8_t *rows, int n_rows, float *y,
+                       size_t ldy, uint8_t *tile) {
+    for (int t = 0; t < j->n; t++) memset(y + (size_t)t * ldy, 0, BLOCK * sizeof *y);
+    int n_groups = (int)(p->w->cols / 32);
+    for (int g = 0; g < n_groups; g += PIECE) {
+        int n = MIN(PIECE, n_groups - g);
+        size_t skip = (size_t)g * 32 / (size_t)p->w->type->block_len;
+        p->route.pack(tile, rows + skip * (size_t)p->w->type->block_bytes, row_bytes(p->w), n_rows,
+                      n);
+        A8 a = a8_from(&j->o->a8, (size_t)g * 32);
+        p->route.mul(y, ldy, tile, NULL, n, &a, j->n);
+    }
+}
+
+/* y (n, ldy) of the 16 rows of row block b. */
+static void mul_block(const MatmulJob *j, const Part *p, size_t b, float *y, size_t ldy,
+                      uint8_t *tile) {
+    const Weight *w = p->w;
+    int n_groups = (int)((w->cols + 31) / 32);
+    size_t block_bytes = (size_t)n_groups * p->route.group_bytes;
+    if (!p->route.pack) {
+        const uint16_t *scales =
+            (const uint16_t *)s_row_scales(w->type->id, w->data, w->rows, w->cols) + b * BLOCK;
+        p->route.mul(y, ldy, w->data + b * block_bytes, scales, n_groups, &j->o->a8, j->n);
+    } else if (w->packed) {
+        p->route.mul(y, ldy, w->packed + b * block_bytes, NULL, n_groups, &j->o->a8, j->n);
+    } else {
+        int n_rows = (int)MIN((size_t)BLOCK, w->rows - b * BLOCK);
+        const uint8_t *rows = w->data + b * BLOCK * row_bytes(w);
+        if (p->route.group_bytes == sizeof(KqGroup)) {
+            mul_pieces(j, p, rows, n_rows, y, ldy, tile);
+        } else {
+            p->route.pack(tile, rows, row_bytes(w), n_rows, n_groups);
+            p->route.mul(y, ldy, tile, NULL, n_groups, &j->o->a8, j->n);
+        }
+    }
+}
+
+static void run_block(const MatmulJob *j, const Part *p, size_t b, uint8_t *tile) {
+    size_t r = b * BLOCK, n_rows = MIN((size_t)BLOCK, p->w->rows - r);
+    float *y = p->y + r;
+    if (p->route.mulf) {
+        p->route.mulf(y, p->ldy, p->w->data + r * row_bytes(p->w), row_bytes(p->w), (int)n_rows,
+                      j->x, p->w->cols, j->n, (int)p->w->cols);
+    } else if (n_rows == BLOCK) {
+        mul_block(j, p, b, y, p->ldy, tile);
+    } else { /* kernels write 16 rows: the last block goes through a copy */
+        float *tail = (float *)(tile + j->o->tail_at);
+        mul_block(j, p, b, tail, BLOCK, tile);
+        for (int t = 0; t < j->n; t++)
+            memcpy(y + (size_t)t * p->ldy, tail + (size_t)t * BLOCK, n_rows * sizeof *y);
+    }
+}
+
+static void matmul_item(void *arg, int item, int thread) {
+    const MatmulJob *j = arg;
+    const Ops *o = j->o;
+    if (o->cancel && atomic_load_explicit(o->cancel, memory_order_relaxed)) return;
+    uint8_t *tile = o->tile + (size_t)thread * o->tile_bytes;
+    size_t b = (size_t)item * j->per_item, end = MIN(b + j->per_item, j->n_blocks);
+    const Part *p = j->parts;
+    while (b >= p->n_blocks) {
+        b -= p->n_blocks;
+        end -= p->n_blocks;
+        p++;
+    }
+    for (; b < end; b++) {
+        if (b == p->n_blocks) {
+            end -= b;
+            b = 0;
+            p++;
+        }
+        run_block(j, p, b, tile);
+    }
+}
+
+typedef struct RowsJob { /* work per token */
+    Ops *o;
+    float *dst;
+    const float *a, *b;
+    const Weight *w;
+    const int32_t *ids;
+    int n, per_item, width, n_heads, n_rot, halves, pos;
+    float eps;
+} RowsJob;
+
+static void quantize_item(void *arg, int item, int thread) {
+    (void)thread;
+    const RowsJob *j = arg;
+    const A8 *a = &j->o->a8;
+    for (int t = item * j->per_item; t < MIN(j->n, (item + 1) * j->per_item); t++)
+        j->o->kern->quantize(a->q + (size_t)t * a->ld, a->scale + (size_t)t * (a->ld / 32),
+                             a->sum + (size_t)t * (a->ld / 16), j->a + (size_t)t * (size_t)j->width,
+                             j->width);
+}
+
+/* Runs fn over n tokens of `width` values; in the calling thread when a dispatch would cost more.
+ */
+static void run_rows(PoolFn *fn, RowsJob *j, int n, int width) {
+    enum { SERIAL = 16384 };
+    j->n = n;
+    j->width = width;
+    j->per_item = MAX(1, SERIAL / 2 / MAX(1, width));
+    if ((int64_t)n * width <= SERIAL) j->per_item = n;
+    if (n > 0) pool_run(j->o->pool, fn, j, (n + j->per_item - 1) / j->per_item);
+}
+
+/* Row blocks of one item: items small enough that threads finish together, large enough that
+ * handing them out costs nothing. */
+static size_t blocks_per_item(const MatmulJob *j, size_t weight_bytes) {
+    size_t n = (size_t)j->n,
+           cost = weight_bytes / 4 > SIZE_MAX / (n + 3) ? SIZE_MAX : weight_bytes / 4 * (n + 3);
+    size_t items = MIN(cost / ITEM_MIN, 4 * (size_t)pool_size(j->o->pool));
+    items = MAX(items, cost / ITEM_MAX);
+    items = MAX((size_t)1, MIN(items, j->n_blocks));
+    return (j->n_blocks + items - 1) / items;
+}
+
+void op_matmul_many(Ops *o, int n_w, float *const *y, const size_t *ldy, const Weight *const *w,
+                    const float *x, int n) {
+    MatmulJob j = { .o = o, .x = x, .n = n, .n_parts = n_w };
+    assert(n_w <= OPS_MANY && n <= o->max_tokens && w[0]->cols <= o->max_cols);
+    size_t bytes = 0;
+    bool quantised = false;
+    for (int i = 0; i < n_w; i++) {
+        Part *p = &j.parts[i];
+        *p = (Part){ w[i], route(o->kern, w[i]->type->id), y[i], ldy[i], 0 };
+        p->n_blocks = (w[i]->rows + BLOCK - 1) / BLOCK;
+        j.n_blocks += p->n_blocks;
+        bytes += w[i]->n_bytes;
+        quantised |= !p->route.mulf;
+    }
+    if (quantised) {
+        RowsJob q = { .o = o, .a = x };
+        o->a8.ld = (w[0]->cols + 31) / 32 * 32;
+        run_rows(quantize_item, &q, n, (int)w[0]->cols);
+    }
+    j.per_item = blocks_per_item(&j, bytes);
+    pool_run(o->pool, matmul_item, &j, (int)((j.n_blocks + j.per_item - 1) / j.per_item));
+}
+
+void op_matmul(Ops *o, float *y, size_t ldy, const Weight *w, const float *x, int n) {
+    op_matmul_many(o, 1, &y, &ldy, &w, x, n);
+}
+
+/* ---- row by row ---- */
+
+static void rows_item(void *arg, int item, int thread) {
+    (void)thread;
+    const RowsJob *j = arg;
+    const Weight *w = j->w;
+    for (int t = item * j->per_item; t < MIN(j->n, (item + 1) * j->per_item); t++)
+        w->type->decode(j->dst + (size_t)t * w->cols, w->data, w->rows, w->cols, (size_t)j->ids[t]);
+}
+
+void op_rows(Ops *o, float *dst, const Weight *w, const int32_t *ids, int n) {
+    RowsJob j = { .o = o, .dst = dst, .w = w, .ids = ids };
+    run_rows(rows_item, &j, n, (int)w->cols);
+}
+
+static void norm_item(void *arg, int item, int thread) {
+    (void)thread;
+    const RowsJob *j = arg;
+    for (int t = item * j->per_item; t < MIN(j->n, (item + 1) * j->per_item); t++) {
+        size_t at = (size_t)t * (size_t)j->width;
+        j->o->kern->rmsnorm(j->dst + at, j->a + at, j->b, j->width, j->eps);
+    }
+}
+
+void op_norm(Ops *o, float *dst, const float *x, const float *w, int n, int width, float eps) {
+    RowsJob j = { .o = o, .dst = dst, .a = x, .b = w, .eps = eps };
+    run_rows(norm_item, &j, n, width);
+}
+
+static void rope_item(void *arg, int item, int thread) {
+    (void)thread;
+    const RowsJob *j = arg;
+    int head_dim = j->width / j->n_heads;
+    for (int t = item * j->per_item; t < MIN(j->n, (item + 1) * j->per_item); t++) {
+        const float *cs = j->b + (size_t)(j->pos + t) * (size_t)j->n_rot;
+        float *x = j->dst + (size_t)t * (size_t)j->width;
+        for (int h = 0; h < j->n_heads; h++)
+            j->o->kern->rope(x + (size_t)h * (size_t)head_dim, cs, j->n_rot, j->halves);
+    }
+}
+
+void op_rope(Ops *o, float *x, int n, int n_heads, int head_dim, int pos, const float *table,
+             int n_rot, int halves) {
+    RowsJob j = { .o = o, .dst = x, .b = table, .n_heads = n_heads, .n_rot = n_rot };
+    j.pos = pos;
+    j.halves = halves;
+    run_rows(rope_item, &j, n, n_heads * head_dim);
+}
+
+static void swiglu_item(void *arg, int item, int thread) {
+    (void)thread;
+    const RowsJob *j = arg;
+    for (int t = item * j->per_item; t < MIN(j->n, (item + 1) * j->per_item); t++) {
+        size_t at = (size_t)t * (size_t)j->width;
+        j->o->kern->swiglu(j->dst + at, j->a + at, j->b + at, j->width);
+    }
+}
+
+void op_swiglu(Ops *o, float *dst, const float *gate, const float *up, int n, int width) {
+    RowsJob j = { .o = o, .dst = dst, .a = gate, .b = up };
+    run_rows(swiglu_item, &j, n, width);
+}
+
+static void add_item(void *arg, int item, int thread) {
+    (void)thread;
+    const RowsJob *j = arg;
+    for (int t = item * j->per_item; t < MIN(j->n, (item + 1) * j->per_item); t++) {
+        size_t at = (size_t)t * (size_t)j->width;
+        j->o->kern->add(j->dst + at, j->a + at, j->width);
+    }
+}
+
+void op_add(Ops *o, float *x, const float *y, int n, int width) {
+    RowsJob j = { .o = o, .dst = x, .a = y };
+    run_rows(add_item, &j, n, width);
+}
+
+void op_add_bias(Ops *o, float *x, const float *bias, int n, int width) {
+    for (int t = 0; t < n; t++) o->kern->add(x + (size_t)t * (size_t)width, bias, width);
+}

@@ -1,0 +1,310 @@
+/* session.c - one conversation: a token history, the cache that follows it, and the sampler.
+ * The rule it keeps: the cache holds tokens[0 .. n_past), where n_past is n_tokens, or one less
+ * when the last token came from the sampler and has not been computed yet. So text is handed out
+ * before the pass that its successor needs, and nothing is computed that nobody asks for. */
+#define _POSIX_C_SOURCE 200809L
+#include "session.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- how much memory there is ---- */
+
+static size_t read_number(const char *path, const char *after, size_t otherwise) {
+    char buf[4096];
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, buf, sizeof buf - 1);
+    if (fd >= 0) close(fd);
+    if (n <= 0) return otherwise;
+    buf[n] = 0;
+    const char *p = strstr(buf, after);
+    char *end;
+    if (!p) return otherwise;
+    p += strlen(after);
+    unsigned long long v = strtoull(p, &end, 10);
+    return end == p ? otherwise : (size_t)MIN(v, (unsigned long long)SIZE_MAX);
+}
+
+/* Bytes this process may still take: what the system calls available, within the limit of its
+ * control group. SIZE_MAX where neither is known. */
+static size_t memory_available(void) {
+    size_t kb = read_number("/proc/meminfo", "MemAvailable:", SIZE_MAX), free_bytes;
+    if (!size_mul(kb, 1024, &free_bytes)) free_bytes = SIZE_MAX;
+    size_t limit = read_number("/sys/fs/cgroup/memory.max", "", SIZE_MAX);
+    size_t used = read_number("/sys/fs/cgroup/memory.current", "", 0);
+    size_t cache = read_number("/sys/fs/cgroup/memory.stat", "inactive_file ", 0);
+    used -= MIN(used, cache); /* file pages leave when memory is wanted */
+    return limit == SIZE_MAX ? free_bytes : MIN(free_bytes, limit - MIN(limit, used));
+}
+
+/* ---- create and free ---- */
+
+static int cache_type(const char *name, int *type, DibitError *err) {
+    *type = name ? kv_type_by_name(name) : KV_F16;
+    if (*type >= 0) return 0;
+    return fail(err, DIBIT_E_ARGUMENT, "cache type \"%.40s\" is unknown; known are f16 and q8",
+                name);
+}
+
+static int read_options(DibitSession *s, const DibitSessionOptions *opt, CacheShape *shape,
+                        DibitError *err) {
+    const Hparams *h = &s->engine->model.hp;
+    if (opt->n_ctx < 0 || opt->n_ctx > 1 << 24)
+        return fail(err, DIBIT_E_ARGUMENT, "n_ctx: %d is not 0 to %d", opt->n_ctx, 1 << 24);
+    if (opt->n_batch < 0 || opt->n_batch > 1 << 16)
+        return fail(err, DIBIT_E_ARGUMENT, "n_batch: %d is not 0 to %d", opt->n_batch, 1 << 16);
+    s->n_ctx = opt->n_ctx ? opt->n_ctx : h->n_ctx_train;
+    s->n_batch = MIN(opt->n_batch ? opt->n_batch : 256, s->n_ctx);
+    if (s->n_ctx > h->n_ctx_train)
+        engine_log(s->engine, DIBIT_LOG_WARN,
+                   "a context of %d positions is more than the %d the model was trained with",
+                   s->n_ctx, h->n_ctx_train);
+    *shape = (CacheShape){ .n_layers = h->n_layers, .n_kv_heads = h->n_kv_heads };
+    shape->head_dim = h->head_dim;
+    shape->n_ctx = s->n_ctx;
+    int r = cache_type(opt->cache_k, &shape->type_k, err);
+    return r ? r : cache_type(opt->cache_v, &shape->type_v, err);
+}
+
+/* The error for a context that does not fit; available is SIZE_MAX when an allocation failed. */
+static int too_large(const DibitSession *s, size_t need, size_t available, DibitError *err) {
+    if (available == SIZE_MAX)
+        return fail(err, DIBIT_E_MEMORY,
+                    "a context of %d positions needs %zu bytes, which could not be had; ask for a "
+                    "smaller one",
+                    s->n_ctx, need);
+    size_t each = MAX((size_t)1, need / (size_t)s->n_ctx);
+    return fail(err, DIBIT_E_MEMORY,
+                "a context of %d positions needs %zu bytes, but %zu are available; about %zu "
+                "positions would fit",
+                s->n_ctx, need, available, available / each);
+}
+
+static int create_parts(DibitSession *s, const CacheShape *shape, const DibitSampling *sampling,
+                        DibitError *err) {
+    DibitEngine *e = s->engine;
+    const DibitAllocator *memory = &e->memory;
+    size_t kv, rest, need;
+    if (!cache_bytes(shape, &kv) || !scratch_size(&e->model, s->n_batch, s->n_ctx, &rest) ||
+        !size_add(kv, rest, &need))
+        return fail(err, DIBIT_E_MEMORY, "a context of %d positions is too large", s->n_ctx);
+    int r = sampler_create(&s->sampler, e->model.hp.n_vocab, sampling, memory, err);
+    if (r != 0) return r;
+    size_t available = memory->alloc ? SIZE_MAX : memory_available();
+    if (need > available) return too_large(s, need, available, err);
+    s->tokens = mem_calloc(memory, (size_t)s->n_ctx, sizeof *s->tokens);
+    s->text_bytes = 3 * (e->max_token_bytes + 8);
+    s->text = mem_alloc(memory, s->text_bytes);
+    if (!s->tokens || !s->text) return too_large(s, need, SIZE_MAX, err);
+    r = cache_create(&s->cache, shape, memory, err);
+    if (r == DIBIT_E_MEMORY) return too_large(s, need, SIZE_MAX, err);
+    if (r == 0)
+        r = scratch_create(&s->scratch, &e->model, &e->kern, e->pool, s->n_batch, s->n_ctx, memory,
+                           err);
+    s->scratch.ops.cancel = &s->cancel;
+    return r;
+}
+
+int dibit_session_create(DibitSession **out, DibitEngine *engine, const DibitSessionOptions *opt,
+                         DibitError *err) {
+    static const DibitSessionOptions defaults = { 0 };
+    CacheShape shape;
+    *out = NULL;
+    if (!opt) opt = &defaults;
+    DibitSession *s = mem_calloc(&engine->memory, 1, sizeof *s);
+    if (!s) return fail(err, DIBIT_E_MEMORY, "no memory for a session");
+    s->engine = engine;
+    int r = read_options(s, opt, &shape, err);
+    if (r == 0) r = create_parts(s, &shape, &opt->sampling, err);
+    if (r != 0)
+        dibit_session_free(&s);
+    else
+        *out = s;
+    return r;
+}
+
+void dibit_session_free(DibitSession **session) {
+    DibitSession *s = session ? *session : NULL;
+    if (!s) return;
+    const DibitAllocator *memory = &s->engine->memory;
+    cache_free(&s->cache);
+    scratch_free(&s->scratch);
+    sampler_free(&s->sampler);
+    mem_free(memory, s->tokens);
+    mem_free(memory, s->text);
+    mem_free(memory, s);
+    *session = NULL;
+}
+
+int dibit_set_sampling(DibitSession *s, const DibitSampling *sampling, DibitError *err) {
+    return sampler_set(&s->sampler, sampling, err);
+}
+
+/* ---- the token path ---- */
+
+void dibit_cancel(DibitSession *s) {
+    atomic_store(&s->cancel, 1);
+}
+
+/* Whether there is a request to stop; uses it up. */
+static int take_cancel(DibitSession *s, DibitError *err) {
+    if (!atomic_exchange(&s->cancel, 0)) return 0;
+    return fail(err, DIBIT_E_CANCELLED, "cancelled");
+}
+
+static int run(DibitSession *s, const int32_t *ids, int n, float *logits, bool all,
+               DibitError *err) {
+    int r = model_forward(&s->engine->model, &s->scratch, &s->cache, ids, n, logits, all, err);
+    if (r == DIBIT_E_CANCELLED) atomic_store(&s->cancel, 0);
+    return r;
+}
+
+static int check_ids(const DibitSession *s, const int32_t *ids, size_t n, DibitError *err) {
+    int n_vocab = s->engine->model.hp.n_vocab;
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= n_vocab)
+            return fail(err, DIBIT_E_ARGUMENT, "token %zu is %ld, the vocabulary has ids 0 to %d",
+                        i, (long)ids[i], n_vocab - 1);
+    return 0;
+}
+
+/* Forgets all but the first n tokens. */
+static void cut(DibitSession *s, int n) {
+    s->n_tokens = n;
+    cache_truncate(&s->cache, MIN(n, s->cache.n_past));
+    s->has_logits = false;
+}
+
+/* What was said about the end of the text no longer holds. */
+static void reopen(DibitSession *s) {
+    s->finish = NULL;
+    s->utf8 = (Utf8Stream){ 0 };
+}
+
+/* Computes ids[from .. n) after the first `from` tokens, with logits of the last one. */
+static int prefill(DibitSession *s, const int32_t *ids, int from, int n, DibitError *err) {
+    cut(s, from);
+    for (int i = from; i < n;) {
+        int k = MIN(s->n_batch, n - i);
+        int r = run(s, ids + i, k, i + k == n ? s->scratch.logits : NULL, false, err);
+        if (r != 0) return r;
+        memmove(s->tokens + i, ids + i, (size_t)k * sizeof *ids); /* ids may be s->tokens */
+        i += k;
+        s->n_tokens = i;
+        atomic_store(&s->sync_done, (size_t)i);
+    }
+    s->has_logits = true;
+    return 0;
+}
+
+int64_t dibit_sync(DibitSession *s, const int32_t *ids, size_t n, DibitError *err) {
+    int r = take_cancel(s, err), from = 0;
+    if (r != 0) return r;
+    if (n > (size_t)s->n_ctx)
+        return fail(err, DIBIT_E_CONTEXT, "a text of %zu tokens does not fit a context of %d", n,
+                    s->n_ctx);
+    if ((r = check_ids(s, ids, n, err)) != 0) return r;
+    while (from < s->n_tokens && from < (int)n && s->tokens[from] == ids[from]) from++;
+    reopen(s);
+    if (n == 0) {
+        cut(s, 0);
+    } else if (from < (int)n || from < s->n_tokens || !s->has_logits) {
+        from = MIN(from, MIN(s->cache.n_past, (int)n - 1)); /* the last one gives the logits */
+        atomic_store(&s->sync_done, (size_t)from);
+        atomic_store(&s->sync_total, n);
+        r = prefill(s, ids, from, (int)n, err);
+        return r ? r : (int)n - from;
+    }
+    atomic_store(&s->sync_done, n);
+    atomic_store(&s->sync_total, n);
+    return 0;
+}
+
+void dibit_sync_progress(const DibitSession *s, size_t *done, size_t *total) {
+    *done = atomic_load(&s->sync_done);
+    *total = atomic_load(&s->sync_total);
+}
+
+static int finish(DibitSession *s, DibitPiece *piece, int32_t id, const char *reason) {
+    s->finish = reason;
+    piece->id = id;
+    piece->finish = reason;
+    piece->n_bytes = utf8_stream(&s->utf8, "", 0, true, s->text);
+    return 0;
+}
+
+int dibit_next(DibitSession *s, DibitPiece *piece, DibitError *err) {
+    *piece = (DibitPiece){ .text = s->text, .id = -1 };
+    int r = take_cancel(s, err);
+    if (r != 0) return r;
+    if (s->n_tokens == 0)
+        return fail(err, DIBIT_E_ARGUMENT, "the prompt is empty: there is nothing to continue");
+    if (s->finish) return finish(s, piece, -1, s->finish);
+    if (s->n_tokens == s->n_ctx) return finish(s, piece, -1, "length");
+    if (!s->has_logits) { /* of the token sampled last, or of one whose logits nobody wanted */
+        cache_truncate(&s->cache, MIN(s->cache.n_past, s->n_tokens - 1));
+        r = run(s, s->tokens + s->cache.n_past, s->n_tokens - s->cache.n_past, s->scratch.logits,
+                false, err);
+        if (r != 0) return r;
+        s->has_logits = true;
+    }
+    int32_t id = sampler_next(&s->sampler, s->scratch.logits, s->tokens, (size_t)s->n_tokens);
+    if (dibit_is_end(s->engine, id)) return finish(s, piece, id, "stop");
+    s->tokens[s->n_tokens++] = id;
+    s->has_logits = false;
+    const char *bytes;
+    int n = dibit_token_bytes(s->engine, id, 0, &bytes);
+    piece->id = id;
+    piece->n_bytes = utf8_stream(&s->utf8, bytes, (size_t)MAX(n, 0), false, s->text);
+    return 1;
+}
+
+int dibit_forward(DibitSession *s, const int32_t *ids, size_t n, float *out, DibitError *err) {
+    size_t n_vocab = (size_t)s->engine->model.hp.n_vocab;
+    int r = take_cancel(s, err);
+    if (r != 0) return r;
+    if (n > (size_t)(s->n_ctx - s->n_tokens))
+        return fail(err, DIBIT_E_CONTEXT, "%zu tokens after %d do not fit a context of %d", n,
+                    s->n_tokens, s->n_ctx);
+    if ((r = check_ids(s, ids, n, err)) != 0 || n == 0) return r;
+    if (s->cache.n_past < s->n_tokens) /* the token sampled last */
+        if ((r = run(s, s->tokens + s->cache.n_past, 1, NULL, false, err)) != 0) return r;
+    reopen(s);
+    s->has_logits = false;
+    for (size_t i = 0; i < n;) {
+        int k = (int)MIN((size_t)s->n_batch, n - i);
+        r = run(s, ids + i, k, out ? out + i * n_vocab : NULL, true, err);
+        if (r != 0) return r;
+        memmove(s->tokens + s->n_tokens, ids + i, (size_t)k * sizeof *ids);
+        s->n_tokens += k;
+        i += (size_t)k;
+    }
+    if (out) {
+        memcpy(s->scratch.logits, out + (n - 1) * n_vocab, n_vocab * sizeof *out);
+        s->has_logits = true;
+    }
+    return 0;
+}
+
+/* ---- views ---- */
+
+const float *dibit_last_logits(const DibitSession *s) {
+    return s->has_logits ? s->scratch.logits : NULL;
+}
+
+size_t dibit_tokens(const DibitSession *s, const int32_t **ids) {
+    if (ids) *ids = s->tokens;
+    return (size_t)s->n_tokens;
+}
+
+void dibit_memory(const DibitSession *s, DibitMemory *out) {
+    const Model *m = &s->engine->model;
+    *out = (DibitMemory){ .weights = m->file_bytes + m->packed_bytes,
+                          .kv = cache_allocated(&s->cache),
+                          .n_ctx = s->n_ctx,
+                          .n_past = s->n_tokens };
+    out->scratch = scratch_bytes(&s->scratch) + (size_t)s->n_ctx * sizeof *s->tokens +
+                   (size_t)m->hp.n_vocab * sizeof *s->sampler.cand + s->text_bytes;
+}
