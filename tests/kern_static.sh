@@ -4,7 +4,7 @@
 set -e
 root=$(cd "$(dirname "$0")/.." && pwd)
 out=$1 cc=${2:-gcc}
-[ $# -lt 2 ] || shift 2
+shift; [ $# -eq 0 ] || shift
 objects=$(mktemp -d)
 trap 'rm -r "$objects"' EXIT
 flags="-std=c11 -O3 -ffp-contract=off -fno-math-errno -I$root/include -I$root/src $*"
