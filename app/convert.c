@@ -575,6 +575,7 @@ static void show_progress(void *user, const char *name, uint64_t done, uint64_t 
     cli_progress(user, name, done, total);
 }
 
+CliMain cmd_convert;
 int cmd_convert(int argc, char **argv) {
     CliProgress progress = { 0 };
     CliTexts args = { 0 };
