@@ -41,6 +41,10 @@ bool tokenizer_is_end(const Tokenizer *t, int32_t id) {
     return id >= 0 && id < t->n_vocab && t->tokens[id].is_end;
 }
 
+bool tokenizer_adds_space(const Tokenizer *t) {
+    return t->add_space_prefix;
+}
+
 int32_t tokenizer_find(const Tokenizer *t, const char *text, size_t n) {
     return vocab_find(t, text, n);
 }

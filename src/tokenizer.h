@@ -15,7 +15,11 @@ int32_t tokenizer_bos(const Tokenizer *t); /* -1: none */
 int32_t tokenizer_eos(const Tokenizer *t);
 bool tokenizer_is_end(const Tokenizer *t, int32_t id);
 
-/* As dibit_tokenize(). */
+/* SPM: text gets a space in front, so the first one of decoded text is not the text's. */
+bool tokenizer_adds_space(const Tokenizer *t);
+
+/* As dibit_tokenize(). With DIBIT_ADD_BOS a text that itself begins with the parsed BOS gets no
+ * second one. */
 int64_t tokenizer_encode(const Tokenizer *t, const char *text, size_t n_bytes, int flags,
                          int32_t *ids, size_t cap, DibitError *err);
 /* As dibit_token_bytes(). */
