@@ -1,0 +1,97 @@
+# Makefile - the front door; the build itself is CMakeLists.txt. All output goes to build/.
+# `make help` lists what there is.
+JOBS  ?= $(shell nproc 2>/dev/null || echo 2)
+MODEL ?= models/dibit-34m.gguf
+P     ?= The history of the city begins
+N     ?= 200
+K     ?=
+T     ?= *
+FUZZ_TIME ?= 60
+PREFIX ?= /usr/local
+# Our jobs are counted by cmake --build, so an outer make's own settings must not reach it.
+CMAKE = env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL cmake
+# configure PRESET, quietly unless it fails; build DIR [targets]
+configure = @log=$$($(CMAKE) --preset $(1) -Wno-dev 2>&1) || { echo "$$log"; exit 1; }
+build = @$(CMAKE) --build $(1) -j $(JOBS) $(if $(2),--target $(2))
+
+.PHONY: all program run chat test bench kern lint format fuzz asan ubsan tsan deps install clean help
+all: program
+program:
+	@tools/deps.sh build
+	$(call configure,release)
+	$(call build,build,dibit)
+
+run: program
+	build/dibit run -m $(MODEL) -p "$(P)" -n $(N)
+
+chat: program
+	build/dibit chat -m $(MODEL)
+
+test:
+	@tools/deps.sh build test
+	$(call configure,release)
+	$(call build,build)
+	@tests/run.sh build
+
+bench: program
+	build/dibit bench -m $(MODEL)
+	for t in s2 s3 q4 q8; do build/dibit bench --shape llama-3.2-1b --type $$t || exit 1; done
+
+# One kernel or all against the scalar ones: make kern K=mul_s2 B=1 also times.
+kern:
+	@tools/deps.sh build test
+	$(call configure,release)
+	$(call build,build,test_kern)
+	build/test_kern $(if $(K),-k $(K)) $(if $(B),-b)
+
+lint:
+	@tools/deps.sh build lint
+	$(call configure,release)
+	$(call build,build,dibit dibit_static dibit_shared)
+	@tools/lint.sh build
+
+format:
+	@tools/deps.sh lint
+	@tools/lint.sh --format
+
+# make fuzz T=gguf FUZZ_TIME=300: one target, five minutes; T left out: all, one after another.
+fuzz:
+	@tools/deps.sh build test fuzz
+	$(call configure,fuzz)
+	$(call build,build/fuzz)
+	@tests/fuzz/run.sh build/fuzz '$(T)' $(FUZZ_TIME)
+
+# The test suite under sanitizers: address and undefined behaviour together, then threads.
+asan ubsan:
+	@tools/deps.sh build test
+	$(call configure,asan)
+	$(call build,build/asan)
+	@tests/run.sh build/asan
+tsan:
+	@tools/deps.sh build test
+	$(call configure,tsan)
+	$(call build,build/tsan)
+	@tests/run.sh build/tsan
+
+deps:
+	@tools/deps.sh build test lint fuzz neon
+
+install: program
+	$(call build,build)
+	$(CMAKE) --install build --prefix $(PREFIX)
+
+clean:
+	rm -rf build
+
+help:
+	@echo "make           the release program build/dibit"
+	@echo "make run       streams text from $(MODEL) (P=\"a beginning\" N=tokens MODEL=file)"
+	@echo "make chat      a conversation with it"
+	@echo "make test      builds and runs every test"
+	@echo "make bench     speed of the model here and of a model of 1.2 billion weights, by type"
+	@echo "make kern      kernels against the scalar ones (K=prefix of the name, B=1: with timings)"
+	@echo "make lint      who includes whom, lengths, format, symbols;  make format: fixes the format"
+	@echo "make fuzz      each fuzzer for FUZZ_TIME=$(FUZZ_TIME) seconds (T=name: only this one)"
+	@echo "make asan      the tests under ASan and UBSan;  make tsan: under TSan"
+	@echo "make deps      installs every Debian package that any of these uses"
+	@echo "make install   header, libraries, packages, program to PREFIX=$(PREFIX)"
