@@ -9,6 +9,8 @@
 #include "codec.h"
 
 #define INLINE static inline __attribute__((always_inline))
+/* Sums in this order, not all products first: they would not fit the registers. */
+#define KEEP(x) __asm__("" : "+x"(x))
 
 enum { TILE = 4, CHUNK = 64 }; /* tokens; groups whose activation sums are prepared at once */
 enum Type { Q4, Q8, S2, S3, KQ };
@@ -48,16 +50,19 @@ INLINE void dots(enum Type type, __m256i *s, int n, const uint8_t *p, int half, 
     const __m256i one = _mm256_set1_epi16(1);
     if (type == Q8) { /* a pair is at most 2 * 128 * 127 = 32512 */
         for (int t = 0; t < n; t++) s[t] = _mm256_setzero_si256();
+#pragma GCC unroll 8
         for (int v = 0; v < 8; v++) {
             __m256i w = codes(type, p, half, v), size = _mm256_abs_epi8(w); /* 128 for -128 */
             for (int t = 0; t < n; t++) {
                 __m256i x = _mm256_sign_epi8(quad(a + (size_t)t * ld + 4 * v), w);
                 x = _mm256_madd_epi16(_mm256_maddubs_epi16(size, x), one);
                 s[t] = _mm256_add_epi32(s[t], x);
+                KEEP(s[t]);
             }
         }
     } else if (type == KQ) { /* two pairs are at most 2 * 2 * 63 * 127 = 32004 */
         for (int t = 0; t < n; t++) s[t] = _mm256_setzero_si256();
+#pragma GCC unroll 8
         for (int v = 0; v < 8; v += 2) {
             const KqGroup *g = (const KqGroup *)p;
             __m128i sc = _mm_loadu_si128((const __m128i *)(g->sc[v / 4] + 8 * half));
@@ -70,14 +75,17 @@ INLINE void dots(enum Type type, __m256i *s, int n, const uint8_t *p, int half, 
                 __m256i x1 = _mm256_maddubs_epi16(w1, quad(q + 4));
                 x0 = _mm256_madd_epi16(_mm256_add_epi16(x0, x1), sc2);
                 s[t] = _mm256_add_epi32(s[t], x0);
+                KEEP(s[t]);
             }
         }
     } else { /* eight pairs are at most 8 * 2 * 15 * 127 = 30480 */
+#pragma GCC unroll 8
         for (int v = 0; v < 8; v++) {
             __m256i w = codes(type, p, half, v);
             for (int t = 0; t < n; t++) {
                 __m256i x = _mm256_maddubs_epi16(w, quad(a + (size_t)t * ld + 4 * v));
                 s[t] = v ? _mm256_add_epi16(s[t], x) : x;
+                KEEP(s[t]);
             }
         }
         for (int t = 0; t < n && type == Q4; t++) s[t] = _mm256_madd_epi16(s[t], one);

@@ -66,6 +66,7 @@ INLINE __m512 half_floats(const void *p) {
 /* s[t] += codes v0..v1-1 * activations of token t */
 INLINE void dots(enum Type type, __m512i *s, int n, const uint8_t *p, int v0, int v1,
                  const int8_t *a, size_t ld) {
+#pragma GCC unroll 8
     for (int v = v0; v < v1; v++) {
         __m512i w = codes(type, p, v);
         for (int t = 0; t < n; t++)
