@@ -59,7 +59,7 @@ fuzz:
 	@tools/deps.sh build test fuzz
 	$(call configure,fuzz)
 	$(call build,build/fuzz)
-	@tests/fuzz/run.sh build/fuzz '$(T)' $(FUZZ_TIME)
+	@tools/fuzz.sh build/fuzz '$(T)' $(FUZZ_TIME)
 
 # The test suite under sanitizers: address and undefined behaviour together, then threads.
 asan ubsan:

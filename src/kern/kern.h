@@ -77,8 +77,8 @@ typedef struct KqGroup {
     X(mul_bf16, void, MULF_ARGS) \
     /* dst[i] = x[i] * (1 / sqrt(mean(x^2) + eps)) * w[i]; dst may be x */ \
     X(rmsnorm, void, (float *dst, const float *x, const float *w, int n, float eps)) \
-    /* rotates the first n_rot of a head: pair p is (x[2p], x[2p+1]), or with halves (x[p], x[p+n_rot/2]); \
-     * cs holds n_rot/2 cosines, then n_rot/2 sines */ \
+    /* rotates the first n_rot of a head: pair p is (x[2p], x[2p+1]), or with halves \
+     * (x[p], x[p+n_rot/2]); cs holds n_rot/2 cosines, then n_rot/2 sines */ \
     X(rope, void, (float *x, const float *cs, int n_rot, int halves)) \
     X(swiglu, void, (float *dst, const float *gate, const float *up, int n)) /* silu(gate) * up */ \
     X(add, void, (float *x, const float *y, int n))                          /* x += y */ \
@@ -90,8 +90,9 @@ typedef struct KqGroup {
     X(score_q8, void, \
       (float *s, size_t lds, const int8_t *q, size_t ldq, const float *q_scale, int n_q, \
        const uint8_t *k, size_t k_stride, int n_pos, int d)) \
-    /* online softmax over one block: *max is raised, s becomes exp(s - *max), *total is rescaled and \
-     * increased; returns what earlier results must be multiplied with. Sums in position order by 16 lanes */ \
+    /* online softmax over one block: *max is raised, s becomes exp(s - *max), *total is rescaled \
+     * and increased; returns what earlier results must be multiplied with. Sums in position order \
+     * by 16 lanes */ \
     X(softmax, float, (float *s, int n_pos, float *max, float *total)) \
     /* acc[j * ldacc + c] = acc * factor[j] + sum_p s[j * lds + p] * v[p][c], p in order */ \
     X(accum_f16, void, \
