@@ -495,33 +495,36 @@ static int open_path(Gguf *g, const char *path, bool no_mmap, DibitError *err) {
     if (!gguf_get_u64(g, "split.count", &count) || count <= 1) return open_single(g, err);
     if (count > MAX_SHARDS)
         return fail(err, DIBIT_E_UNSUPPORTED, "%s: more than %d shards", s->name, MAX_SHARDS);
-    if (!shard_numbers(path, &no, &n, &stem) || (uint64_t)n != count || no < 1 || no > n)
+    if (!shard_numbers(path, &no, &n, &stem) || (uint64_t)n != count || no != 1)
         return fail(err, DIBIT_E_FORMAT,
                     "%s: one of %d shards; its name must end in -0000I-of-%05d.gguf", s->name,
                     (int)count, (int)count);
-    r = check_split(s, &g->values, (uint64_t)no - 1, &named, err);
+    r = check_split(s, &g->values, 0, &named, err);
     return r != 0 ? r : open_shards(g, path, stem, count, no_mmap, err);
 }
 
-/* The path of the first shard where `path` names another one; NULL where it does not. */
-static char *first_shard(const char *path, const DibitAllocator *memory) {
+/* *first: the path of the first shard, to be freed, where `path` names another one; else NULL. */
+static int first_shard(char **first, const char *path, const DibitAllocator *memory,
+                       DibitError *err) {
     int no, n;
     size_t stem;
-    if (!shard_numbers(path, &no, &n, &stem) || no <= 1 || no > n) return NULL;
-    char *first = mem_alloc(memory, stem + TAIL);
-    if (!first) return NULL;
-    memcpy(first, path, stem);
-    snprintf(first + stem, TAIL, "-00001-of-%05d.gguf", n);
-    return first;
+    *first = NULL;
+    if (!shard_numbers(path, &no, &n, &stem) || no <= 1 || no > n) return 0;
+    *first = mem_alloc(memory, stem + TAIL);
+    if (!*first) return fail(err, DIBIT_E_MEMORY, "%s: no memory to open it", path);
+    memcpy(*first, path, stem);
+    snprintf(*first + stem, TAIL, "-00001-of-%05d.gguf", n);
+    return 0;
 }
 
 int gguf_open(Gguf **out, const char *path, bool no_mmap, const DibitAllocator *memory,
               DibitError *err) {
+    char *first;
     *out = NULL;
     Gguf *g = gguf_create(memory);
     if (!g) return fail(err, DIBIT_E_MEMORY, "%s: no memory to open it", path);
-    char *first = first_shard(path, memory);
-    int r = open_path(g, first ? first : path, no_mmap, err);
+    int r = first_shard(&first, path, memory, err);
+    if (r == 0) r = open_path(g, first ? first : path, no_mmap, err);
     mem_free(memory, first);
     if (r != 0) {
         gguf_close(&g);
