@@ -60,10 +60,6 @@ const char *isa_name(unsigned mask) {
 #pragma weak kern_float_avx2
 #pragma weak kern_float_avx512
 #pragma weak kern_float_neon
-#pragma weak kern_avx2
-#pragma weak kern_avx512vnni
-#pragma weak kern_neon
-#pragma weak kern_neondot
 #define FILL(f) (f ? f(k) : (void)0)
 
 void kern_init(Kern *k, unsigned mask) {
@@ -72,19 +68,19 @@ void kern_init(Kern *k, unsigned mask) {
     FILL(kern_float_scalar);
 #if defined(__x86_64__)
     if (isa & DIBIT_ISA_AVX2) {
-        FILL(kern_avx2);
+        kern_avx2(k);
         FILL(kern_float_avx2);
     }
     if (isa & DIBIT_ISA_AVX512VNNI) {
-        FILL(kern_avx512vnni);
+        kern_avx512vnni(k);
         FILL(kern_float_avx512);
     }
 #elif defined(__aarch64__)
     if (isa & DIBIT_ISA_NEON) {
-        FILL(kern_neon);
+        kern_neon(k);
         FILL(kern_float_neon);
     }
-    if (isa & DIBIT_ISA_NEONDOT) FILL(kern_neondot);
+    if (isa & DIBIT_ISA_NEONDOT) kern_neondot(k);
 #endif
     (void)isa;
 }

@@ -137,9 +137,13 @@ static void pack_q4(uint8_t *dst, const uint8_t *rows, size_t row_bytes, int n_r
             const uint8_t *b = rows + (size_t)r * row_bytes + (size_t)g * 18;
             uint8_t *d = dst + (size_t)g * Q4X_BYTES;
             memcpy(d + 2 * r, b, 2);
-            for (int i = 0; i < 32; i++) {
-                int code = i < 16 ? b[2 + i] & 15 : b[2 + i - 16] >> 4;
-                d[32 + 64 * (i / 8) + 4 * r + i % 4] |= (uint8_t)(i & 4 ? code << 4 : code);
+            /* input i is the low half of byte i, input 16 + i the high half; 4 at a time */
+            for (int h = 0; h < 2; h++) {
+                uint32_t x = load_u32(b + 2 + 8 * h), y = load_u32(b + 6 + 8 * h);
+                uint32_t low = (x & 0x0f0f0f0f) | (y << 4 & 0xf0f0f0f0);
+                uint32_t high = (x >> 4 & 0x0f0f0f0f) | (y & 0xf0f0f0f0);
+                memcpy(d + 32 + 64 * h + 4 * r, &low, 4);
+                memcpy(d + 32 + 64 * (h + 2) + 4 * r, &high, 4);
             }
         }
 }
@@ -166,7 +170,14 @@ typedef struct KBlock {
 
 /* Two bits each: inputs 128n + 32j + l (j 0..3) are bits 2j of byte 32n + l. */
 static void codes_2bit(uint8_t *code, const uint8_t *q) {
-    for (int i = 0; i < 256; i++) code[i] = q[i / 128 * 32 + i % 32] >> (2 * (i / 32 % 4)) & 3;
+    for (int j = 0; j < 8; j++)
+        for (int i = 0; i < 32; i++) code[32 * j + i] = q[j / 4 * 32 + i] >> (2 * (j % 4)) & 3;
+}
+
+/* code |= bit j of 32 bytes << place for the inputs of group j */
+static void add_bit(uint8_t *code, const uint8_t *q, int place) {
+    for (int j = 0; j < 8; j++)
+        for (int i = 0; i < 32; i++) code[32 * j + i] |= (uint8_t)((q[i] >> j & 1) << place);
 }
 
 static void unpack_q2_k(KBlock *b, const uint8_t *p) {
@@ -188,7 +199,7 @@ static void unpack_q3_k(KBlock *b, const uint8_t *p) {
         b->mn[j] = (int16_t)(4 * b->sc[j]);
     }
     codes_2bit(b->code, p + 32);
-    for (int i = 0; i < 256; i++) b->code[i] |= (uint8_t)((p[i % 32] >> (i / 32) & 1) << 2);
+    add_bit(b->code, p, 2);
 }
 
 /* Eight 6-bit scales and mins in 12 bytes (q4_K, q5_K), one pair for 32 inputs. */
@@ -203,7 +214,8 @@ static void scales_6bit(KBlock *b, const uint8_t *s) {
 
 /* Four bits each: inputs 64n + l are the low, 64n + 32 + l the high halves of byte 32n + l. */
 static void codes_4bit(uint8_t *code, const uint8_t *q) {
-    for (int i = 0; i < 256; i++) code[i] = q[i / 64 * 32 + i % 32] >> (4 * (i / 32 % 2)) & 15;
+    for (int j = 0; j < 8; j++)
+        for (int i = 0; i < 32; i++) code[32 * j + i] = q[j / 2 * 32 + i] >> (4 * (j % 2)) & 15;
 }
 
 static void unpack_q4_k(KBlock *b, const uint8_t *p) {
@@ -218,7 +230,7 @@ static void unpack_q5_k(KBlock *b, const uint8_t *p) {
     b->dm = f16_to_f32(load_u16(p + 2));
     scales_6bit(b, p + 4);
     codes_4bit(b->code, p + 48);
-    for (int i = 0; i < 256; i++) b->code[i] |= (uint8_t)((p[16 + i % 32] >> (i / 32) & 1) << 4);
+    add_bit(b->code, p + 16, 4);
 }
 
 static void unpack_q6_k(KBlock *b, const uint8_t *p) {
@@ -228,11 +240,12 @@ static void unpack_q6_k(KBlock *b, const uint8_t *p) {
         b->mn[j] = (int16_t)(32 * b->sc[j]);
     }
     /* 128 inputs: the low halves of 64 bytes, then their high halves */
-    for (int i = 0; i < 256; i++) {
-        int lo = p[i / 128 * 64 + i % 64] >> (4 * (i / 64 % 2)) & 15;
-        int hi = p[128 + i / 128 * 32 + i % 32] >> (2 * (i / 32 % 4)) & 3;
-        b->code[i] = (uint8_t)(lo | hi << 4);
-    }
+    for (int j = 0; j < 8; j++)
+        for (int i = 0; i < 32; i++) {
+            int lo = p[j / 4 * 64 + j % 2 * 32 + i] >> (4 * (j / 2 % 2)) & 15;
+            int hi = p[128 + j / 4 * 32 + i] >> (2 * (j % 4)) & 3;
+            b->code[32 * j + i] = (uint8_t)(lo | hi << 4);
+        }
 }
 
 static void unpack_tq2_0(KBlock *b, const uint8_t *p) {

@@ -1,0 +1,19 @@
+#!/bin/sh
+# neon.sh - the NEON kernels under emulation: builds tests/kern.c for aarch64 and runs it on a core
+# without and on cores with the dot product. Exit code 77 (skipped) without compiler or emulator.
+# usage: neon.sh [arguments of test_kern]
+set -e
+cc=${CROSS_CC:-aarch64-linux-gnu-gcc}
+for tool in "$cc" qemu-aarch64; do
+    command -v "$tool" >/dev/null || {
+        echo "skipped: $tool is not installed (Debian: gcc-aarch64-linux-gnu, qemu-user)"
+        exit 77
+    }
+done
+dir=$(mktemp -d)
+trap 'rm -r "$dir"' EXIT
+"$(dirname "$0")/kern_static.sh" "$dir/test_kern" "$cc"
+for cpu in cortex-a53 cortex-a76 max; do
+    echo "-- $cpu"
+    qemu-aarch64 -cpu $cpu "$dir/test_kern" -n 40 "$@"
+done
