@@ -8,8 +8,6 @@
 #include "cli.h"
 #include "completion.h"
 
-CliMain cmd_run, cmd_chat, cmd_eval, cmd_logits, cmd_tokenize, cmd_detokenize, cmd_bench,
-    cmd_convert, cmd_quantize, cmd_info;
 static CliMain cmd_help, cmd_completion;
 #pragma weak cmd_tokenize
 #pragma weak cmd_detokenize
