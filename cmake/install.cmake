@@ -1,4 +1,4 @@
-# install.cmake - header, libraries, pkg-config file, CMake package, program and its completions.
+# install.cmake - header, libraries, pkg-config file, CMake package, program, its completions and the model.
 include(CMakePackageConfigHelpers)
 add_library(dibit_default INTERFACE)
 target_link_libraries(dibit_default INTERFACE $<IF:$<BOOL:${BUILD_SHARED_LIBS}>,dibit_shared,dibit_static>)
@@ -31,4 +31,6 @@ if(TARGET dibit)
     DESTINATION ${SHARE}/zsh/site-functions)
   install(FILES ${CMAKE_CURRENT_BINARY_DIR}/completion.fish RENAME dibit.fish
     DESTINATION ${SHARE}/fish/vendor_completions.d)
+  file(GLOB MODELS CONFIGURE_DEPENDS models/*.gguf)
+  install(FILES ${MODELS} DESTINATION ${SHARE}/dibit/models)
 endif()
