@@ -159,12 +159,12 @@ static const struct {
     { "smollm", "it|'s|1|'t| !?" },
     { "llama-bpe", "Hello| world|!| |123|456|7| it|'S|'t|'RE|'Ll|'x" },
     { "llama-bpe", "I|'\xc5\xbf|o|'d" }, // long s folds to s
-    { "llama-bpe", "a|\n\n|  b|  | \n\n| |  c|\t d" },
+    { "llama-bpe", "a|\n\n| | b|   \n\n|  | c|\t| d" },
     { "llama-bpe", "(a|)\n\r\n|b|\r\n|  " },
-    { "llama-bpe", "\xc2\xa0x|e|\xcc\x81x| ??|1a|.b|\xffz" },
-    { "llama-bpe", "x|   | y|    |1" },
+    { "llama-bpe", "\xc2\xa0xe|\xcc\x81x| ??|1|a|.b|\xffz" },
+    { "llama-bpe", "x|   | y|   | |1" },
     { "qwen2", "1|2|3|a| |1|'ve" },
-    { "qwen2", "end.\n\n|  \n|  |  x" },
+    { "qwen2", "end|.\n\n|  \n|   | x" },
 };
 
 static void words(void **state) {
