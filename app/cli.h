@@ -88,8 +88,8 @@ typedef struct CliModel {
     { "threads", "t", CLI_INT, t, "N", "threads (default: one for each core)", 0, 1024, NULL }
 #define CLI_JSON_ROW(j)                                                                            \
     { "json", NULL, CLI_FLAG, j, NULL, "print JSON", 0, 0, NULL }
-#define CLI_MODEL_ROWS(m)                                                                          \
-    CLI_MODEL_ROW(m), CLI_THREADS_ROW(&(m)->n_threads),                                            \
+#define CLI_ENGINE_ROWS(m)                                                                         \
+    CLI_THREADS_ROW(&(m)->n_threads),                                                              \
         { "no-mmap", NULL, CLI_FLAG, &(m)->no_mmap, NULL, "read the file instead of mapping it",   \
           0,         0,    NULL },                                                                 \
         { "no-repack", NULL,                                                                       \
@@ -101,6 +101,7 @@ typedef struct CliModel {
         "isa", NULL, CLI_CHOICE, &(m)->isa, "NAME", "use no better instruction set than this", 0,  \
             0, "scalar avx2 avx512vnni neon neondot"                                               \
     }
+#define CLI_MODEL_ROWS(m) CLI_MODEL_ROW(m), CLI_ENGINE_ROWS(m)
 
 /* What dibit_open() gets from these options; warnings go to stderr. */
 void cli_engine_options(const CliModel *m, DibitOptions *opt);

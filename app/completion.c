@@ -3,12 +3,16 @@
 
 #include <string.h>
 
+static bool is_file(const CliOption *o) {
+    return o->kind == CLI_FILE || (o->kind == CLI_TEXTS && strcmp(o->value, "FILE") == 0);
+}
+
 /* What follows an option: files, one of some words, or anything. */
 static void bash_option(const CliOption *o) {
     if (o->kind == CLI_FLAG) return;
     printf("        --%s", o->name);
     if (o->letters) printf("|-%s", o->letters);
-    if (o->kind == CLI_FILE)
+    if (is_file(o))
         printf(") COMPREPLY=($(compgen -f -- \"$cur\")); return;;\n");
     else
         printf(") COMPREPLY=($(compgen -W \"%s\" -- \"$cur\")); return;;\n",
@@ -57,7 +61,7 @@ static void zsh_spec(const CliOption *o, const char *dashes, const char *name) {
     printf(" \\\n      '%s%s%s[", o->kind == CLI_TEXTS ? "*" : "", dashes, name);
     quoted(o->help, "[]:");
     printf("]");
-    if (o->kind == CLI_FILE)
+    if (is_file(o))
         printf(":%s:_files", o->value);
     else if (o->choices)
         printf(":%s:(%s)", o->value, o->choices);
@@ -96,7 +100,7 @@ static void fish_command(void *user, const CliCommand *cmd) {
     for (const CliOption *o = cmd->options; o->name; o++) {
         printf("complete -c dibit -n '__fish_seen_subcommand_from %s' -l %s", cmd->name, o->name);
         if (o->letters) printf(strlen(o->letters) == 1 ? " -s %s" : " -o %s", o->letters);
-        if (o->kind == CLI_FILE)
+        if (is_file(o))
             printf(" -r -F");
         else if (o->choices)
             printf(" -x -a '%s'", o->choices);
