@@ -94,7 +94,7 @@ DIBIT_API void dibit_close(DibitEngine **engine);
 
 typedef struct DibitModelInfo {
     const char *architecture, *name; /* "llama", "qwen2", ...; name may be "" */
-    const char *chat_template;       /* "chatml", "llama2", "llama3", "mistral", "mistral-v3" or "" */
+    const char *chat_template; /* "chatml", "llama2", "llama3", "mistral", "mistral-v3" or "" */
     int n_vocab, n_ctx_train, n_embd, n_layers, n_heads, n_kv_heads, head_dim, n_ff;
     int sliding_window; /* positions, 0 if none */
     int has_tokenizer;  /* 0: only token ids can be used */
