@@ -1,7 +1,11 @@
 # install.cmake - header, libraries, pkg-config file, CMake package, program, its completions and the model.
 include(CMakePackageConfigHelpers)
 add_library(dibit_default INTERFACE)
-target_link_libraries(dibit_default INTERFACE $<IF:$<BOOL:${BUILD_SHARED_LIBS}>,dibit_shared,dibit_static>)
+if(BUILD_SHARED_LIBS)
+  target_link_libraries(dibit_default INTERFACE dibit_shared)
+else()
+  target_link_libraries(dibit_default INTERFACE dibit_static)
+endif()
 set_target_properties(dibit_default PROPERTIES EXPORT_NAME dibit)
 install(TARGETS dibit_default dibit_static dibit_shared EXPORT dibit-targets)
 install(FILES include/dibit.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
