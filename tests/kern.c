@@ -151,8 +151,8 @@ static void random_kq(Test *t, KqGroup *g, int wild) {
         g->d[r] = rnd_wild_f32(t, wild);
         g->dm[r] = rnd_wild_f32(t, wild);
         for (int h = 0; h < 2; h++) {
-            g->sc[h][r] = (int16_t)(extreme ? (sign ? -128 : 127) : rnd_int(t, -128, 127));
-            g->mn[h][r] = (int16_t)(extreme ? (sign ? -4096 : 4064) : rnd_int(t, -4096, 4064));
+            g->sc[r][h] = (int16_t)(extreme ? (sign ? -128 : 127) : rnd_int(t, -128, 127));
+            g->mn[r][h] = (int16_t)(extreme ? (sign ? -4096 : 4064) : rnd_int(t, -4096, 4064));
         }
     }
     for (int i = 0; i < 512; i++) g->code[i] = extreme ? 63 : rnd(t) >> 8 & 63;

@@ -7,7 +7,7 @@ out=$1 cc=${2:-gcc}
 shift; [ $# -eq 0 ] || shift
 objects=$(mktemp -d)
 trap 'rm -r "$objects"' EXIT
-flags="-std=c11 -O3 -ffp-contract=off -fno-math-errno -I$root/include -I$root/src $*"
+flags="-std=c11 -O3 -ffp-contract=off -fno-math-errno -fno-trapping-math -I$root/include -I$root/src $*"
 avx2="-mavx2 -mfma -mf16c -mbmi2"
 avx512="$avx2 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni"
 build() { # file, flags of its instruction set

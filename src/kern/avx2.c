@@ -65,9 +65,10 @@ INLINE void dots(enum Type type, __m256i *s, int n, const uint8_t *p, int half, 
 #pragma GCC unroll 8
         for (int v = 0; v < 8; v += 2) {
             const KqGroup *g = (const KqGroup *)p;
-            __m128i sc = _mm_loadu_si128((const __m128i *)(g->sc[v / 4] + 8 * half));
-            __m256i sc1 = _mm256_cvtepu16_epi32(sc), sc2 = _mm256_slli_epi32(sc1, 16);
-            sc2 = _mm256_or_si256(sc1, sc2);
+            __m256i sc = load(g->sc[8 * half]); /* pairs; sc2: that of this quarter twice */
+            __m256i first = _mm256_slli_epi32(sc, 16), second = _mm256_srli_epi32(sc, 16);
+            __m256i sc2 =
+                v < 4 ? _mm256_blend_epi16(sc, first, 0xaa) : _mm256_blend_epi16(second, sc, 0xaa);
             __m256i w0 = codes(type, p, half, v), w1 = codes(type, p, half, v + 1);
             for (int t = 0; t < n; t++) {
                 const int8_t *q = a + (size_t)t * ld + 4 * v;
@@ -122,9 +123,7 @@ INLINE void group(enum Type type, __m256 *acc, int n, const uint8_t *p, int half
     } else if (type == KQ) {
         const KqGroup *g = (const KqGroup *)p;
         __m256 d = _mm256_loadu_ps(g->d + 8 * half), dm = _mm256_loadu_ps(g->dm + 8 * half);
-        __m256i m0 = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(g->mn[0] + 8 * half)));
-        __m256i m1 = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(g->mn[1] + 8 * half)));
-        __m256i mn = _mm256_or_si256(m0, _mm256_slli_epi32(m1, 16));
+        __m256i mn = load(g->mn[8 * half]);
         for (int t = 0; t < n; t++) {
             __m256i m = _mm256_madd_epi16(mn, _mm256_set1_epi32(prepared[t * CHUNK]));
             __m256 x = _mm256_set1_ps(scale[(size_t)t * (ld / 32)]);
@@ -373,8 +372,12 @@ static void store_groups(KqGroup *g, const KBlock *b) {
         d[r] = b[r].d;
         dm[r] = b[r].dm;
     }
+    __m256i row[16], v[16], sc[16], mn[16];
+    for (int r = 0; r < 16; r++) row[r] = b[r].sc;
+    interleave(sc, row); /* a dword holds both halves of a group */
+    for (int r = 0; r < 16; r++) row[r] = b[r].mn;
+    interleave(mn, row);
     for (int j = 0; j < 8; j++, g++) {
-        __m256i row[16], v[16];
         for (int r = 0; r < 16; r++) row[r] = b[r].code[j];
         interleave(v, row);
         for (int i = 0; i < 16; i++) _mm256_storeu_si256((__m256i *)(g->code + 32 * i), v[i]);
@@ -383,10 +386,8 @@ static void store_groups(KqGroup *g, const KBlock *b) {
             _mm256_storeu_ps(g->d + 8 * h, _mm256_cvtph_ps(x));
             x = _mm_loadu_si128((const __m128i *)(dm + 8 * h));
             _mm256_storeu_ps(g->dm + 8 * h, _mm256_cvtph_ps(x));
-            for (int r = 0; r < 16; r++) {
-                g->sc[h][r] = ((const int16_t *)&b[r].sc)[2 * j + h];
-                g->mn[h][r] = ((const int16_t *)&b[r].mn)[2 * j + h];
-            }
+            _mm256_storeu_si256((__m256i *)g->sc[8 * h], sc[2 * j + h]);
+            _mm256_storeu_si256((__m256i *)g->mn[8 * h], mn[2 * j + h]);
         }
     }
 }

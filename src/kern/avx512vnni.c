@@ -55,10 +55,6 @@ INLINE __m512 times(__m512 a, __m512i b) {
     return _mm512_mul_ps(a, _mm512_cvtepi32_ps(b));
 }
 
-INLINE __m512i widen(const int16_t *p) {
-    return _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)p));
-}
-
 INLINE __m512 half_floats(const void *p) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
 }
@@ -93,9 +89,9 @@ INLINE void group(enum Type type, __m512 *acc, int n, const uint8_t *p, const in
         for (int t = 0; t < n; t++) s1[t] = _mm512_setzero_si512();
         dots(type, s, n, p, 0, 4, a, ld);
         dots(type, s1, n, p, 4, 8, a, ld);
-        __m512i sc0 = widen(g->sc[0]), sc1 = widen(g->sc[1]);
-        __m512i mn = _mm512_mask_blend_epi16(0xaaaaaaaa, widen(g->mn[0]),
-                                             _mm512_slli_epi32(widen(g->mn[1]), 16));
+        __m512i mn = _mm512_loadu_si512(g->mn), sc = _mm512_loadu_si512(g->sc);
+        __m512i sc0 = _mm512_srai_epi32(_mm512_slli_epi32(sc, 16), 16);
+        __m512i sc1 = _mm512_srai_epi32(sc, 16);
         __m512 d = _mm512_loadu_ps(g->d), dm = _mm512_loadu_ps(g->dm);
         for (int t = 0; t < n; t++) {
             __m512i m = _mm512_madd_epi16(mn, dword(prepared[t * CHUNK]));

@@ -34,7 +34,7 @@ typedef struct A8 {
 #define Q8X_BYTES 544
 typedef struct KqGroup {
     float d[16], dm[16];
-    int16_t sc[2][16], mn[2][16];
+    int16_t sc[16][2], mn[16][2];
     uint8_t code[512]; /* vector v (64 bytes), byte 4r+i: input 4v+i; 0..63 */
 } KqGroup;
 

@@ -98,10 +98,6 @@ INLINE float32x4_t times(float32x4_t a, int32x4_t b) {
     return vmulq_f32(a, vcvtq_f32_s32(b));
 }
 
-INLINE int32x4_t widen(const int16_t *p) {
-    return vmovl_s16(vld1_s16(p));
-}
-
 INLINE void group_kq(float32x4_t *acc, int n, const uint8_t *p, const int8_t *a, size_t ld,
                      const int32_t *sum, const float *scale) {
     const KqGroup *g = (const KqGroup *)p;
@@ -110,10 +106,11 @@ INLINE void group_kq(float32x4_t *acc, int n, const uint8_t *p, const int8_t *a,
     dots(KQ, s1, n, p, 4, 8, a, ld);
     for (int t = 0; t < n; t++, sum += ld / 16, scale += ld / 32)
         for (int j = 0; j < 4; j++) {
-            int32x4_t s = vmulq_s32(s0[4 * t + j], widen(g->sc[0] + 4 * j));
-            s = vmlaq_s32(s, s1[4 * t + j], widen(g->sc[1] + 4 * j));
-            int32x4_t m = vmulq_n_s32(widen(g->mn[0] + 4 * j), sum[0]);
-            m = vmlaq_n_s32(m, widen(g->mn[1] + 4 * j), sum[1]);
+            int16x4x2_t sc = vld2_s16(g->sc[4 * j]), mn = vld2_s16(g->mn[4 * j]);
+            int32x4_t s = vmulq_s32(s0[4 * t + j], vmovl_s16(sc.val[0]));
+            s = vmlaq_s32(s, s1[4 * t + j], vmovl_s16(sc.val[1]));
+            int32x4_t m = vmulq_n_s32(vmovl_s16(mn.val[0]), sum[0]);
+            m = vmlaq_n_s32(m, vmovl_s16(mn.val[1]), sum[1]);
             float32x4_t f = times(vmulq_n_f32(vld1q_f32(g->d + 4 * j), *scale), s);
             float32x4_t e = times(vmulq_n_f32(vld1q_f32(g->dm + 4 * j), *scale), m);
             acc[4 * t + j] = vaddq_f32(acc[4 * t + j], vsubq_f32(f, e));

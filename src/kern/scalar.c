@@ -119,8 +119,8 @@ static void mul_kq(float *y, size_t ldy, const uint8_t *block, const uint16_t *r
             for (int g = 0; g < n_groups; g++) {
                 int32_t s = 0, m = 0;
                 for (int h = 0; h < 2; h++) {
-                    s += w[g].sc[h][r] * dot(code_kq, w[g].code, r, q + 32 * (size_t)g, 16 * h, 16);
-                    m += w[g].mn[h][r] * sum[2 * g + h];
+                    s += w[g].sc[r][h] * dot(code_kq, w[g].code, r, q + 32 * (size_t)g, 16 * h, 16);
+                    m += w[g].mn[r][h] * sum[2 * g + h];
                 }
                 acc += w[g].d[r] * scale[g] * (float)s - w[g].dm[r] * scale[g] * (float)m;
             }
@@ -266,8 +266,8 @@ static void pack_k(uint8_t *dst, const uint8_t *rows, size_t row_bytes, int n_ro
                 d->d[r] = b.d;
                 d->dm[r] = b.dm;
                 for (int h = 0; h < 2; h++) {
-                    d->sc[h][r] = b.sc[2 * j + h];
-                    d->mn[h][r] = b.mn[2 * j + h];
+                    d->sc[r][h] = b.sc[2 * j + h];
+                    d->mn[r][h] = b.mn[2 * j + h];
                 }
                 for (int v = 0; v < 8; v++)
                     memcpy(d->code + 64 * v + 4 * r, b.code + 32 * j + 4 * v, 4);
