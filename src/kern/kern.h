@@ -24,26 +24,35 @@ typedef struct A8 {
 } A8;
 
 /* Weights for 16 rows side by side ("lanes are rows"), in groups of 32 inputs; what the mul_*
- * kernels read. Byte 4r+i of a 64-byte vector belongs to row r. Rows past the matrix are zeros. q4
- * (288 bytes a group): 16 f16 scales; 4 vectors: low nibble of byte 4r+i of vector v is the code of
- *     input 8v+i, high nibble that of input 8v+4+i. w = scale * (code - 8).
- *  q8 (544 bytes): 16 f16 scales; 8 vectors: byte 4r+i of vector v is input 4v+i, signed. w = scale
- * * code. s2, s3: as in docs/FORMAT.md (144, 208 bytes), with an f16 scale per row outside. kq (a
- * KqGroup): any of the K types unpacked: w = d * sc[h] * code - dm * mn[h], h = input / 16. */
+ * kernels read. Byte 4r+i of a 64-byte vector belongs to row r. Rows past the matrix are zeros.
+ *
+ * q4 (288 bytes a group): 16 f16 scales; 4 vectors: low nibble of byte 4r+i of vector v is the code
+ *   of input 8v+i, high nibble that of input 8v+4+i. w = scale * (code - 8).
+ * q8 (544 bytes): 16 f16 scales; 8 vectors: byte 4r+i of vector v is input 4v+i, signed.
+ *   w = scale * code.
+ * s2, s3 (144, 208 bytes): as in docs/FORMAT.md, with an f16 scale per row outside.
+ * kq (a KqGroup, aligned like a float): any of the K types unpacked. w = d * sc[h] * code - dm *
+ *   mn[h], h = input / 16; |sc| <= 128, |mn| <= 4096. */
 #define Q4X_BYTES 288
 #define Q8X_BYTES 544
 typedef struct KqGroup {
     float d[16], dm[16];
-    int16_t sc[16][2], mn[16][2];
-    uint8_t code[512]; /* vector v (64 bytes), byte 4r+i: input 4v+i; 0..63 */
+    int16_t sc[16][2], mn[16][2]; /* (row, h) */
+    uint8_t code[512];            /* vector v (64 bytes), byte 4r+i: input 4v+i; 0..63 */
 } KqGroup;
 
-/* y[t * ldy + r] for the 16 rows of one row block and tokens 0..n_tokens-1. Per row and token,
- * groups in order: q4, q8: acc += (w_scale * a_scale) * (float)dot s2, s3: acc += a_scale *
- * (float)((c + 4) * G);  y = acc * (row_scale * 0.125f)   (G: FORMAT.md) kq:     acc += (d *
- * a_scale) * (float)(sum_h sc[h] dot[h]) - (dm * a_scale) * (float)(sum_h mn[h] asum[h]) acc starts
- * at 0, for kq at y (so that a long row can be unpacked in pieces; a then starts at the piece).
- * row_scale is f16[16], NULL for q4, q8, kq. */
+/* y[t * ldy + r] for the 16 rows of one row block and tokens 0..n_tokens-1. Per row and token, over
+ * groups in order:
+ *
+ * q4, q8: acc += (w_scale * a_scale) * (float)dot
+ *
+ * s2, s3: acc += a_scale * (float)((c + 4) * G); y = acc * (row_scale * 0.125f); G: FORMAT.md
+ *
+ * kq: acc += (d * a_scale) * (float)S - (dm * a_scale) * (float)M, where
+ * S = sum_h sc[h] dot[h] and M = sum_h mn[h] asum[h]
+ *
+ * acc starts at 0, for kq at y (so that a long row can be unpacked in pieces; a then starts at the
+ * piece). row_scale is f16[16], NULL for q4, q8, kq. */
 #define MUL_ARGS                                                                                   \
     (float *y, size_t ldy, const uint8_t *block, const uint16_t *row_scale, int n_groups,          \
      const A8 *a, int n_tokens)
@@ -70,8 +79,9 @@ typedef struct KqGroup {
     X(pack_q5_k, void, PACK_ARGS) \
     X(pack_q6_k, void, PACK_ARGS) \
     X(pack_tq2_0, void, PACK_ARGS) \
-    X(quantize, void, \
-      (int8_t * q, float *scale, int32_t *sum, const float *x, int n)) /* one A8 row */ \
+    /* one A8 row. Per group of 32, amax its largest |x|: scale = amax / 127, q = x * min(127 / amax, \
+     * FLT_MAX) to nearest even; with NaN or infinity in it, scale = NaN and q = 0 */ \
+    X(quantize, void, (int8_t * q, float *scale, int32_t *sum, const float *x, int n)) \
     X(mul_f32, void, MULF_ARGS) \
     X(mul_f16, void, MULF_ARGS) \
     X(mul_bf16, void, MULF_ARGS) \
