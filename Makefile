@@ -58,7 +58,7 @@ format:
 fuzz:
 	@tools/deps.sh build test fuzz
 	$(call configure,fuzz)
-	$(call build,build/fuzz)
+	$(call build,build/fuzz,fuzzers)
 	@tools/fuzz.sh build/fuzz '$(T)' $(FUZZ_TIME)
 
 # The test suite under sanitizers: address and undefined behaviour together, then threads.
