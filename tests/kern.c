@@ -241,9 +241,9 @@ typedef struct PackType {
     int type;           /* of the result */
 } PackType;
 
-static PackFn *pack_of(const Kern *k, const PackType *p) {
+static PackFn *pack_of(const Kern *k, size_t slot) {
     PackFn *f;
-    memcpy(&f, (const char *)k + p->slot, sizeof f);
+    memcpy(&f, (const char *)k + slot, sizeof f);
     return f;
 }
 
@@ -267,8 +267,8 @@ static void check_pack(Test *t, PackType p) {
     const uint8_t *rows = random_buffer(t, (size_t)(n_rows - 1) * row_bytes + used);
     size_t out_bytes = (size_t)n_groups * group_bytes[p.type];
     uint8_t *want = random_buffer(t, out_bytes), *got = random_buffer(t, out_bytes);
-    pack_of(t->ref, &p)(want, rows, row_bytes, n_rows, n_groups);
-    pack_of(t->new, &p)(got, rows, row_bytes, n_rows, n_groups);
+    pack_of(t->ref, p.slot)(want, rows, row_bytes, n_rows, n_groups);
+    pack_of(t->new, p.slot)(got, rows, row_bytes, n_rows, n_groups);
     same_packed(t, p.type, want, got, n_groups);
 }
 
@@ -278,7 +278,7 @@ static void bench_pack(Test *t, PackType p) {
     const uint8_t *rows = random_buffer(t, 16 * row_bytes);
     uint8_t *dst = buffer(t, GROUPS * group_bytes[p.type]);
     BENCH(t, "", 16.0 * (double)row_bytes, 16.0 * 32 * GROUPS,
-          { pack_of(k, &p)(dst, rows, row_bytes, 16, GROUPS); });
+          { pack_of(k, p.slot)(dst, rows, row_bytes, 16, GROUPS); });
 }
 
 #define PACK_CHECK(name, groups, block_bytes, type)                                                \
@@ -296,6 +296,86 @@ PACK_CHECK(pack_q4_k, 8, 144, KQ)
 PACK_CHECK(pack_q5_k, 8, 176, KQ)
 PACK_CHECK(pack_q6_k, 8, 210, KQ)
 PACK_CHECK(pack_tq2_0, 8, 66, KQ)
+
+/* ---- values: what a product means, by the decoders of codec.h ---------------------------------
+ */
+
+typedef struct ValueType {
+    int id;           /* TypeId */
+    size_t half[2];   /* where f16 scales lie in a block (the same twice: one); s2, s3: none */
+    int type;         /* of the row block */
+    size_t pack, mul; /* slots; pack 0: laid out in row blocks already */
+} ValueType;
+
+/* A random tensor of n_rows <= 16 rows whose scales are numbers. */
+static uint8_t *random_tensor(Test *t, const TypeInfo *info, const ValueType *v, size_t n_rows,
+                              size_t cols) {
+    size_t n_bytes;
+    if (!type_bytes(info, n_rows, cols, &n_bytes)) abort();
+    uint8_t *w = random_buffer(t, n_bytes);
+    size_t step = info->block_bytes ? (size_t)info->block_bytes : 2, from = 0;
+    if (!info->block_bytes) from = n_bytes - 2 * S_ROWS;
+    for (size_t at = from; at < n_bytes; at += step)
+        for (int i = 0; i < 2; i++) {
+            uint16_t h = f32_to_f16(rnd_f32(t));
+            memcpy(w + at + v->half[i], &h, 2);
+        }
+    return w;
+}
+
+static void check_value(Test *t, ValueType v) {
+    const TypeInfo *info = type_info(v.id);
+    int n_rows = rnd_int(t, 1, 16);
+    size_t cols = (size_t)(info->block_len * rnd_int(t, 1, info->block_len == 32 ? 9 : 2));
+    if (!info->block_bytes) cols -= rnd(t) % 32; /* padded to whole groups */
+    size_t n_groups = (cols + 31) / 32;
+    uint8_t *w = random_tensor(t, info, &v, (size_t)n_rows, cols), *block = w;
+    float *x = buffer(t, cols * sizeof(float)), *row = buffer(t, cols * sizeof(float)),
+          y[16] = { 0 };
+    for (size_t i = 0; i < cols; i++) x[i] = rnd_f32(t);
+    A8 a = { buffer(t, 32 * n_groups), buffer(t, n_groups * sizeof(float)),
+             buffer(t, 2 * n_groups * sizeof(int32_t)), 32 * n_groups };
+    t->new->quantize(a.q, a.scale, a.sum, x, (int)cols);
+    for (size_t i = 0; i < cols; i++)
+        if (!(fabsf(x[i] - (float)a.q[i] * a.scale[i / 32]) <= 0.50001f * a.scale[i / 32]))
+            differ(t, "x[%zu]: %.9g became %d * %.9g", i, x[i], a.q[i], a.scale[i / 32]);
+    const uint16_t *row_scale = NULL;
+    if (v.pack) {
+        block = buffer(t, n_groups * group_bytes[v.type]);
+        pack_of(t->new, v.pack)(block, w,
+                                cols / (size_t)info->block_len * (size_t)info->block_bytes, n_rows,
+                                (int)n_groups);
+    } else {
+        row_scale = (const uint16_t *)s_row_scales(v.id, w, (size_t)n_rows, cols);
+    }
+    mul_of(t->new, v.type)(y, 16, block, row_scale, (int)n_groups, &a, 1);
+    for (int r = 0; r < n_rows; r++) {
+        double want = 0, size = 0;
+        info->decode(row, w, (size_t)n_rows, cols, (size_t)r);
+        for (size_t i = 0; i < cols; i++) {
+            double p = (double)row[i] * a.q[i] * a.scale[i / 32];
+            want += p;
+            size += fabs(p);
+        }
+        if (!(fabs(y[r] - want) <= 4e-6 * size))
+            differ(t, "%s row %d: %.9g, decoded %.9g", info->name, r, (double)y[r], want);
+    }
+}
+
+#define VALUE_CHECK(name, ID, h0, h1, type, pack, mul)                                             \
+    static void check_value_##name(Test *t) {                                                      \
+        check_value(t, (ValueType){ T_##ID, { h0, h1 }, type, pack, offsetof(Kern, mul) });        \
+    }
+VALUE_CHECK(q4, Q4_0, 0, 0, Q4, offsetof(Kern, pack_q4), mul_q4)
+VALUE_CHECK(q8, Q8_0, 0, 0, Q8, offsetof(Kern, pack_q8), mul_q8)
+VALUE_CHECK(s2, S2, 0, 0, S2, 0, mul_s2)
+VALUE_CHECK(s3, S3, 0, 0, S3, 0, mul_s3)
+VALUE_CHECK(q2_k, Q2_K, 80, 82, KQ, offsetof(Kern, pack_q2_k), mul_kq)
+VALUE_CHECK(q3_k, Q3_K, 108, 108, KQ, offsetof(Kern, pack_q3_k), mul_kq)
+VALUE_CHECK(q4_k, Q4_K, 0, 2, KQ, offsetof(Kern, pack_q4_k), mul_kq)
+VALUE_CHECK(q5_k, Q5_K, 0, 2, KQ, offsetof(Kern, pack_q5_k), mul_kq)
+VALUE_CHECK(q6_k, Q6_K, 208, 208, KQ, offsetof(Kern, pack_q6_k), mul_kq)
+VALUE_CHECK(tq2_0, TQ2_0, 64, 64, KQ, offsetof(Kern, pack_tq2_0), mul_kq)
 
 /* ---- activations ----------------------------------------------------------------------------- */
 
@@ -342,6 +422,16 @@ static const Check checks[] = {
     ROW(pack_q5_k), ROW(pack_q6_k), ROW(pack_tq2_0), ROW(quantize),
 };
 
+/* By the decoders; scalar is checked too. */
+#define VALUE(name, slot)                                                                          \
+    { "value_" #name, offsetof(Kern, slot), check_value_##name, NULL }
+static const Check values[] = {
+    VALUE(q4, mul_q4),        VALUE(q8, mul_q8),      VALUE(s2, mul_s2),
+    VALUE(s3, mul_s3),        VALUE(q2_k, pack_q2_k), VALUE(q3_k, pack_q3_k),
+    VALUE(q4_k, pack_q4_k),   VALUE(q5_k, pack_q5_k), VALUE(q6_k, pack_q6_k),
+    VALUE(tq2_0, pack_tq2_0),
+};
+
 static int filled_anew(const Check *c, const Kern *a, const Kern *b) {
     return memcmp((const char *)a + c->slot, (const char *)b + c->slot, sizeof(void (*)(void))) !=
            0;
@@ -361,12 +451,12 @@ static int run_check(Test *t, const Check *c, int rounds) {
         c->check(t);
     }
     if (t->n_differ) {
-        printf("FAIL %s %s: differs from scalar in round %d\n", c->name, t->isa, t->round - 1);
+        printf("FAIL %s %s: differs in round %d\n", c->name, t->isa, t->round - 1);
         return 1;
     }
     printf("ok   %s %s\n", c->name, t->isa);
     t->n_used = 0;
-    if (t->bench) c->bench(t);
+    if (t->bench && c->bench) c->bench(t);
     return 0;
 }
 
@@ -387,27 +477,46 @@ static void print_bandwidth(void) {
     free(p);
 }
 
+typedef struct Options {
+    uint64_t seed;
+    int rounds;
+    const char *prefix, *only; /* slots, instruction set (NULL: all) */
+    int n_ok, n_failed;
+} Options;
+
+/* Runs the rows that match; all of them, or those that `better` fills anew. */
+static void run_table(Test *t, Options *o, const Check *c, size_t n, const Kern *weaker) {
+    for (; n > 0; n--, c++) {
+        if (strncmp(c->name, o->prefix, strlen(o->prefix))) continue;
+        if (o->only && strcmp(o->only, t->isa)) continue;
+        if (weaker && !filled_anew(c, weaker, t->new)) continue;
+        t->rng = o->seed ^ hash64(0, c->name, strlen(c->name));
+        int bad = run_check(t, c, o->rounds);
+        o->n_failed += bad;
+        o->n_ok += !bad;
+    }
+}
+
 int main(int argc, char **argv) {
-    static const unsigned isas[] = { DIBIT_ISA_AVX2, DIBIT_ISA_AVX512VNNI, DIBIT_ISA_NEON,
-                                     DIBIT_ISA_NEONDOT };
-    uint64_t seed = clock_ns();
-    int rounds = 300, opt, n_ok = 0, n_failed = 0;
-    const char *prefix = "", *only = NULL;
+    static const unsigned isas[] = { DIBIT_ISA_SCALAR, DIBIT_ISA_AVX2, DIBIT_ISA_AVX512VNNI,
+                                     DIBIT_ISA_NEON, DIBIT_ISA_NEONDOT };
+    Options o = { clock_ns(), 300, "", NULL, 0, 0 };
     Test t = { 0 };
+    int opt;
     while ((opt = getopt(argc, argv, "s:n:k:i:b")) != -1) {
-        if (opt == 's') seed = strtoull(optarg, NULL, 0);
-        if (opt == 'n') rounds = atoi(optarg);
-        if (opt == 'k') prefix = optarg;
-        if (opt == 'i') only = optarg;
+        if (opt == 's') o.seed = strtoull(optarg, NULL, 0);
+        if (opt == 'n') o.rounds = atoi(optarg);
+        if (opt == 'k') o.prefix = optarg;
+        if (opt == 'i') o.only = optarg;
         if (opt == 'b') t.bench = 1;
         if (opt == '?') return 2;
     }
-    printf("seed %llu\n", (unsigned long long)seed);
+    printf("seed %llu\n", (unsigned long long)o.seed);
     setup();
     if (t.bench) print_bandwidth();
     Kern ref, weaker, better;
     kern_init(&ref, DIBIT_ISA_SCALAR);
-    unsigned mask = DIBIT_ISA_SCALAR;
+    unsigned mask = 0;
     for (size_t i = 0; i < ARRAY_LEN(isas); i++) {
         if (!(isa_detect() & isas[i])) continue;
         kern_init(&weaker, mask);
@@ -415,16 +524,9 @@ int main(int argc, char **argv) {
         t.ref = &ref;
         t.new = &better;
         t.isa = isa_name(isas[i]);
-        for (size_t j = 0; j < ARRAY_LEN(checks) && (!only || !strcmp(only, t.isa)); j++) {
-            if (strncmp(checks[j].name, prefix, strlen(prefix)) ||
-                !filled_anew(&checks[j], &weaker, &better))
-                continue;
-            t.rng = seed ^ hash64(0, checks[j].name, strlen(checks[j].name));
-            int bad = run_check(&t, &checks[j], rounds);
-            n_failed += bad;
-            n_ok += !bad;
-        }
+        if (i > 0) run_table(&t, &o, checks, ARRAY_LEN(checks), &weaker);
+        run_table(&t, &o, values, ARRAY_LEN(values), NULL);
     }
-    printf("kern: %d passed, %d failed\n", n_ok, n_failed);
-    return n_failed != 0;
+    printf("kern: %d passed, %d failed\n", o.n_ok, o.n_failed);
+    return o.n_failed != 0;
 }

@@ -16,7 +16,7 @@ build() { # file, flags of its instruction set
     [ ! -f "$file" ] || $cc $flags "$@" -c "$file" -o "$objects/$(basename "$(dirname "$file")")_$(basename "$file").o"
 }
 for f in src/base src/kern/cpu src/kern/scalar src/kern/float_scalar tests/kern; do build $f; done
-for f in src/codec src/plain src/kquant src/scalar23; do build $f; done
+for f in src/types src/plain src/kquant src/scalar23; do build $f; done
 case $($cc -dumpmachine) in
 x86_64*)
     for f in avx2 float_avx2; do build src/kern/$f $avx2; done

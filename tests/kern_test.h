@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base.h"
+#include "codec.h"
 #include "kern/kern.h"
 
 typedef struct Test {
