@@ -280,37 +280,62 @@ static size_t count_cuts(const Vocab *v, GgufString t) {
     return cuts;
 }
 
-/* SPM merges by the score of the result, BPE by the rank of the pair. They give the same ids when
- * all merges with one result stand together and every cut of every token is a merge. */
-static int score_tokens(Vocab *v, DibitError *err) {
-    static const char *const other = "its merges are not those of a SentencePiece vocabulary";
+/* The token that a merge makes, or a negative code. */
+static json_int_t merged_token(Vocab *v, size_t i, DibitError *err) {
     const json_t *merges = json_object_get(v->model, "merges");
-    size_t n = json_array_size(merges), i;
+    GgufString a, b;
+    if (!merge_parts(json_array_get(merges, i), &a, &b))
+        return fail(err, DIBIT_E_FORMAT, "tokenizer.json: merge %zu is not two tokens", i);
+    char *s = join_parts(&v->arena, a, b, "");
+    if (!s) return fail(err, DIBIT_E_MEMORY, "no memory for the merges");
+    json_int_t id = token_id(v, s, a.n + b.n);
+    if (id < 0 || token_id(v, a.s, a.n) < 0 || token_id(v, b.s, b.n) < 0)
+        return fail(err, DIBIT_E_FORMAT, "tokenizer.json: merge %zu is of unknown tokens", i);
+    return id;
+}
+
+static bool is_blank_run(GgufString t) {
+    for (size_t i = 0; i < t.n; i += 3)
+        if (t.n % 3 || memcmp(t.s + i, SPACE, 3) != 0) return false;
+    return true;
+}
+
+static int other_merges(DibitError *err) {
+    return fail(err, DIBIT_E_UNSUPPORTED,
+                "tokenizer.json: its merges are not those of a SentencePiece vocabulary");
+}
+
+/* SPM merges by the score of the result, BPE by the rank of the pair. They give the same ids when
+ * all merges with one result stand together and every cut of every token is a merge. Runs of
+ * blanks, which share the lowest score and so may be mixed at the end, give the same ids too. */
+static int score_tokens(Vocab *v, DibitError *err) {
+    const json_t *merges = json_object_get(v->model, "merges");
+    size_t n = json_array_size(merges);
     size_t *cuts = arena_alloc(&v->arena, v->n * sizeof *cuts);
     json_int_t last = -1;
-    int rank = 0;
-    GgufString a, b;
+    int rank = 0, blanks = -1, mixed = -1; /* ranks where runs of blanks begin, and are mixed */
     if (!json_is_array(merges)) return bad_vocab(err, "no merges");
     if (!cuts) return fail(err, DIBIT_E_MEMORY, "no memory for the merges");
-    for (i = 0; i < n; i++) {
-        if (!merge_parts(json_array_get(merges, i), &a, &b))
-            return fail(err, DIBIT_E_FORMAT, "tokenizer.json: merge %zu is not two tokens", i);
-        char *s = join_parts(&v->arena, a, b, "");
-        if (!s) return fail(err, DIBIT_E_MEMORY, "no memory for the merges");
-        json_int_t id = token_id(v, s, a.n + b.n);
-        if (id < 0 || token_id(v, a.s, a.n) < 0 || token_id(v, b.s, b.n) < 0)
-            return fail(err, DIBIT_E_FORMAT, "tokenizer.json: merge %zu is of unknown tokens", i);
-        if (id != last && cuts[id])
-            return fail(err, DIBIT_E_UNSUPPORTED, "tokenizer.json: %s", other);
-        if (id != last) v->scores[id] = (float)-rank++;
+    for (size_t i = 0; i < n; i++) {
+        json_int_t id = merged_token(v, i, err);
+        if (id < 0) return (int)id;
+        bool blank = is_blank_run(v->tokens[id]);
+        blanks = !blank ? -1 : blanks < 0 ? rank : blanks;
+        if (id != last && cuts[id]) {
+            if (!blank || v->scores[id] > (float)-blanks) return other_merges(err);
+            mixed = blanks;
+        } else if (id != last) {
+            v->scores[id] = (float)-rank++;
+        }
         cuts[id]++;
         last = id;
     }
-    for (i = 0; i < v->n; i++) {
+    if (mixed >= 0 && mixed != blanks) return other_merges(err);
+    for (size_t i = 0; i < v->n; i++) {
         if (v->types[i] != NORMAL) continue;
-        if (cuts[i] != count_cuts(v, v->tokens[i]))
-            return fail(err, DIBIT_E_UNSUPPORTED, "tokenizer.json: %s", other);
+        if (cuts[i] != count_cuts(v, v->tokens[i])) return other_merges(err);
         if (!cuts[i]) v->scores[i] = (float)-rank; /* single characters */
+        if (mixed >= 0 && v->scores[i] < (float)-mixed && cuts[i]) v->scores[i] = (float)-mixed;
     }
     return 0;
 }
