@@ -60,6 +60,24 @@ typedef struct KqGroup {
 #define MULF_ARGS                                                                                  \
     (float *y, size_t ldy, const uint8_t *w, size_t row_bytes, int n_rows, const float *x,         \
      size_t ldx, int n_tokens, int n)
+/* exp(x), the same operations in every instruction set: t = x * LOG2E + ROUND, k = t - ROUND
+ * (nearest integer), r = (x - k * LN2_HI) - k * LN2_LO, p = EXP_6, then p = p * r + EXP_5 .. EXP_1,
+ * p = (p * (r * r) + r) + 1, times 2^k by its bits; 0 below EXP_MIN, infinity above EXP_MAX, NaN
+ * for NaN. Within 2 ulp. */
+#define KERN_LOG2E 1.44269504f
+#define KERN_ROUND                                                                                 \
+    12582912.0f /* 1.5 * 2^23: adding it rounds to the nearest integer, ties to even */
+#define KERN_LN2_HI  0.693359375f
+#define KERN_LN2_LO  -2.12194440e-4f
+#define KERN_EXP_6   1.9875691500e-4f
+#define KERN_EXP_5   1.3981999507e-3f
+#define KERN_EXP_4   8.3334519073e-3f
+#define KERN_EXP_3   4.1665795894e-2f
+#define KERN_EXP_2   1.6666665459e-1f
+#define KERN_EXP_1   5.0000001201e-1f
+#define KERN_EXP_MIN -87.33654f
+#define KERN_EXP_MAX 88.37f
+
 /* Interleaves up to 16 rows (starting at `rows`, row_bytes apart) into the form above; n_groups
  * groups. */
 #define PACK_ARGS (uint8_t * dst, const uint8_t *rows, size_t row_bytes, int n_rows, int n_groups)
@@ -85,33 +103,40 @@ typedef struct KqGroup {
     X(mul_f32, void, MULF_ARGS) \
     X(mul_f16, void, MULF_ARGS) \
     X(mul_bf16, void, MULF_ARGS) \
-    /* dst[i] = x[i] * (1 / sqrt(mean(x^2) + eps)) * w[i]; dst may be x */ \
+    /* dst[i] = (x[i] * (1 / sqrt(sum(x^2) / n + eps))) * w[i]; dst may be x */ \
     X(rmsnorm, void, (float *dst, const float *x, const float *w, int n, float eps)) \
     /* rotates the first n_rot of a head: pair p is (x[2p], x[2p+1]), or with halves \
      * (x[p], x[p+n_rot/2]); cs holds n_rot/2 cosines, then n_rot/2 sines */ \
     X(rope, void, (float *x, const float *cs, int n_rot, int halves)) \
-    X(swiglu, void, (float *dst, const float *gate, const float *up, int n)) /* silu(gate) * up */ \
-    X(add, void, (float *x, const float *y, int n))                          /* x += y */ \
+    /* dst = gate / (1 + exp(-gate)) * up */ \
+    X(swiglu, void, (float *dst, const float *gate, const float *up, int n)) \
+    X(add, void, (float *x, const float *y, int n)) /* x += y */ \
     /* ---- attention over rows of one KV head; see cache.h for the row formats ---- */ \
-    /* s[j * lds + p] = q[j] . k[p] for n_q queries and n_pos rows, k_stride bytes apart */ \
+    /* s[j * lds + p] = q[j] . k[p] for n_q queries and n_pos rows, k_stride bytes apart. f16: by 16 \
+     * lanes, as mul_f16. q8: (q_scale * k_scale) * (float)dot, q within -127..127 */ \
     X(score_f16, void, \
       (float *s, size_t lds, const float *q, size_t ldq, int n_q, const uint8_t *k, \
        size_t k_stride, int n_pos, int d)) \
     X(score_q8, void, \
       (float *s, size_t lds, const int8_t *q, size_t ldq, const float *q_scale, int n_q, \
        const uint8_t *k, size_t k_stride, int n_pos, int d)) \
-    /* online softmax over one block: *max is raised, s becomes exp(s - *max), *total is rescaled \
-     * and increased; returns what earlier results must be multiplied with. Sums in position order \
-     * by 16 lanes */ \
+    /* Online softmax over one block: *max is raised to the largest s (a NaN is not looked at), s \
+     * becomes exp(s - *max), *total = *total * factor + their sum by 16 lanes; returns factor = \
+     * exp(old - *max), by which earlier results must be multiplied. While all are -infinity, s and \
+     * factor are 0. A NaN makes *total NaN. */ \
     X(softmax, float, (float *s, int n_pos, float *max, float *total)) \
-    /* acc[j * ldacc + c] = acc * factor[j] + sum_p s[j * lds + p] * v[p][c], p in order */ \
+    /* acc[j * ldacc + c] = acc * factor[j], then += s[j * lds + p] * v[p][c], p in order; q8: += (s \
+     * * v_scale) * code */ \
     X(accum_f16, void, \
       (float *acc, size_t ldacc, const float *factor, const float *s, size_t lds, int n_q, \
        const uint8_t *v, size_t v_stride, int n_pos, int d)) \
     X(accum_q8, void, \
       (float *acc, size_t ldacc, const float *factor, const float *s, size_t lds, int n_q, \
        const uint8_t *v, size_t v_stride, int n_pos, int d)) \
-    X(kv_put_f16, void, (uint8_t * row, const float *x, int d)) \
+    X(kv_put_f16, void, (uint8_t * row, const float *x, int d)) /* nearest even */ \
+    /* scale = the f16 nearest to max|x| / 127, or the next one where 127 of it are less than \
+     * max|x|; codes = x * (1 / scale) to the nearest even. NaN, infinity or a scale that overflows: \
+     * codes 0, scale NaN */ \
     X(kv_put_q8, void, (uint8_t * row, const float *x, int d))
 
 // clang-format on
