@@ -36,7 +36,7 @@ static int make_folder(void **state) {
 }
 
 static const char *in_folder(const char *name) {
-    static char path[4][256];
+    static char path[4][512];
     static int k;
     k = (k + 1) % 4;
     snprintf(path[k], sizeof path[k], "%s/%s", folder, name);
@@ -141,7 +141,7 @@ static void write_safetensors(const char *name, const Made *m, int from, int to,
             k == from ? "" : ",", m->names[k], type, shape, offset, offset + bytes);
         offset += bytes;
     }
-    n += (size_t)sprintf(head + n, "}");
+    head[n++] = '}';
     uint64_t length = n;
     memcpy(image, &length, 8);
     at = 8 + n;

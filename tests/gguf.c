@@ -574,7 +574,7 @@ static int count_files(void) {
 }
 
 static const char *in_folder(const char *name) {
-    static char path[4][256];
+    static char path[4][512];
     static int k;
     k = (k + 1) % 4;
     snprintf(path[k], sizeof path[k], "%s/%s", folder, name);
