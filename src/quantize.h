@@ -6,7 +6,7 @@
 struct QuantizeTensor;
 
 typedef struct QuantizeRule {
-    const char *regex; /* POSIX extended, matched against the tensor's name */
+    const char *regex; /* POSIX extended, searched in the tensor's name; matrices only */
     const char *type;
 } QuantizeRule;
 
@@ -15,9 +15,9 @@ typedef struct QuantizeOptions {
     const char *embedding_type; /* of token_embd and output; NULL: "q8", or the type itself when it
                                    is wider */
     const QuantizeRule *rules;  /* the last match wins */
-    int n_rules;
-    int n_threads; /* 0: all */
-    bool dry_run;  /* plan and count only */
+    int n_rules;                /* a rule that matches nothing is an error */
+    int n_threads;              /* 0: all */
+    bool dry_run;               /* plan and count only */
     bool no_mmap;
     /* Called for each tensor when it is done (and in a dry run); return non-zero to stop
      * (DIBIT_E_CANCELLED). */
@@ -28,8 +28,11 @@ typedef struct QuantizeOptions {
 typedef struct QuantizeTensor {
     const char *name, *from, *to;
     int index, n_tensors;
+    int n_dims;
+    uint64_t shape[4];                    /* fastest first */
     uint64_t n_weights, n_bytes;          /* after */
     double rel_mse;                       /* squared error / squared weight; 0 when copied */
+    const char *note;                     /* why it is not as asked, or what to mind; NULL mostly */
     uint64_t weights_done, weights_total; /* for the time left */
 } QuantizeTensor;
 
@@ -39,9 +42,10 @@ typedef struct QuantizeResult {
         bits_blocks; /* all-in bits per weight: all tensors; without embedding and output */
 } QuantizeResult;
 
-/* Writes out_path atomically; nothing is left when it fails. NaN or infinity in a weight is an
- * error that names the tensor. The same input and options give the same bytes at any thread count.
- */
+/* Writes out_path atomically (unused in a dry run); nothing is left when it fails. Vectors and
+ * norms become f32, matrices what the options say. NaN or infinity in a weight is an error that
+ * names the tensor and the place. The same input and options give the same bytes at any thread
+ * count. */
 int quantize_file(const char *in_path, const char *out_path, const QuantizeOptions *opt,
                   QuantizeResult *result, DibitError *err);
 #endif

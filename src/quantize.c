@@ -1,0 +1,441 @@
+/* quantize.c - a GGUF file in other tensor types. The plan comes first: what every tensor becomes
+ * and how large the file is. Then the tensors are converted one by one in chunks of rows, so memory
+ * stays small whatever the model. Row blocks are encoded independently: the bytes do not depend on
+ * the number of threads. */
+#define _POSIX_C_SOURCE 200809L
+#include "quantize.h"
+
+#include <math.h>
+#include <regex.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "codec.h"
+#include "gguf.h"
+
+typedef struct Plan { /* of one tensor */
+    const GgufTensor *from;
+    const TypeInfo *type, *to;
+    size_t rows, cols, n_bytes;
+    uint64_t n_weights;
+    bool outer; /* embedding or output */
+    const char *note;
+} Plan;
+
+typedef struct Part { /* what became of one row block */
+    double error, energy;
+    size_t bad; /* row * cols + column of the first weight that cannot be stored, or NONE */
+    float value;
+} Part;
+#define NONE SIZE_MAX
+
+enum { BLOCK = 16, CHUNK_WEIGHTS = 1 << 22 };
+
+typedef struct Job {
+    const QuantizeOptions *opt;
+    Gguf *in;
+    GgufWriter *w;
+    Pool *pool;
+    Plan *plans;
+    int n;
+    const TypeInfo *type, *embedding;
+    const TypeInfo **rule_types;
+    regex_t *rules;
+    int n_compiled;
+    bool *used; /* rules that matched something */
+    QuantizeResult result;
+    /* the chunk that is being converted */
+    const Plan *plan;
+    size_t row0, n_rows, chunk_rows, src_size;
+    uint8_t *out, *scales;
+    float *src; /* per thread: a row block and one decoded row */
+    Part *parts;
+} Job;
+
+/* ---- options ---- */
+
+static int find_type(const TypeInfo **out, const char *name, DibitError *err) {
+    *out = type_by_name(name);
+    if (!*out)
+        return fail(err, DIBIT_E_ARGUMENT,
+                    "unknown tensor type \"%.40s\"; known are s2, s3, q4, q8, f16, bf16, f32",
+                    name ? name : "");
+    if (!(*out)->encode)
+        return fail(err, DIBIT_E_UNSUPPORTED,
+                    "type %s can be read but not written; choose s2, s3, q4, q8, f16, bf16 or f32",
+                    (*out)->name);
+    return 0;
+}
+
+static bool is_wide(const TypeInfo *t) {
+    return t->id == T_F32 || t->id == T_F16 || t->id == T_BF16;
+}
+
+static int read_rules(Job *j, DibitError *err) {
+    size_t n = (size_t)MAX(j->opt->n_rules, 0);
+    j->rules = mem_calloc(NULL, n, sizeof *j->rules);
+    j->rule_types = mem_calloc(NULL, n, sizeof *j->rule_types);
+    j->used = mem_calloc(NULL, n, sizeof *j->used);
+    if (!j->rules || !j->rule_types || !j->used) return fail(err, DIBIT_E_MEMORY, "no memory");
+    for (size_t i = 0; i < n; i++) {
+        const QuantizeRule *rule = &j->opt->rules[i];
+        int r = find_type(&j->rule_types[i], rule->type, err);
+        if (r != 0) return r;
+        int code = regcomp(&j->rules[i], rule->regex, REG_EXTENDED | REG_NOSUB);
+        if (code != 0) {
+            char why[80];
+            regerror(code, &j->rules[i], why, sizeof why);
+            return fail(err, DIBIT_E_ARGUMENT, "tensor rule \"%.80s\": %s", rule->regex, why);
+        }
+        j->n_compiled++;
+    }
+    return 0;
+}
+
+static int read_options(Job *j, DibitError *err) {
+    int r = find_type(&j->type, j->opt->type, err);
+    if (r != 0) return r;
+    if (j->opt->embedding_type)
+        r = find_type(&j->embedding, j->opt->embedding_type, err);
+    else
+        j->embedding = is_wide(j->type) ? j->type : type_info(T_Q8_0);
+    return r ? r : read_rules(j, err);
+}
+
+/* ---- the plan ---- */
+
+static bool is_norm(const char *name) {
+    return strstr(name, "_norm.") != NULL;
+}
+
+static bool is_outer(const char *name) {
+    return strcmp(name, "token_embd.weight") == 0 || strcmp(name, "output.weight") == 0;
+}
+
+static const TypeInfo *choose_type(Job *j, const Plan *p) {
+    const char *name = p->from->name;
+    if (p->from->n_dims < 2 || is_norm(name)) return type_info(T_F32);
+    const TypeInfo *type = p->outer ? j->embedding : j->type;
+    for (int i = 0; i < j->n_compiled; i++) {
+        if (regexec(&j->rules[i], name, 0, NULL, 0) != 0) continue;
+        type = j->rule_types[i];
+        j->used[i] = true;
+    }
+    return type;
+}
+
+static int plan_tensor(Job *j, Plan *p, DibitError *err) {
+    const GgufTensor *t = p->from;
+    p->type = type_info(t->type);
+    p->outer = is_outer(t->name);
+    p->cols = t->ne[0];
+    if (!p->type) return fail(err, DIBIT_E_UNSUPPORTED, "%s: tensor type %d", t->name, t->type);
+    if (!size_mul(t->ne[1], t->ne[2], &p->rows) || !size_mul(p->rows, t->ne[3], &p->rows))
+        return fail(err, DIBIT_E_FORMAT, "%s: its dimensions are too large", t->name);
+    p->n_weights = (uint64_t)p->rows * p->cols;
+    p->to = choose_type(j, p);
+    if (p->to->block_bytes && p->cols % (size_t)p->to->block_len) {
+        p->note = "columns are no multiple of 32: f16 instead";
+        p->to = type_info(T_F16);
+    } else if (!is_wide(p->type) && p->type != p->to) {
+        p->note = "was quantized before: quality suffers twice";
+    }
+    if (!type_bytes(p->to, p->rows, p->cols, &p->n_bytes))
+        return fail(err, DIBIT_E_FORMAT, "%s: its dimensions are too large", t->name);
+    return 0;
+}
+
+static int plan_all(Job *j, DibitError *err) {
+    uint64_t block_bytes = 0, block_weights = 0;
+    j->n = gguf_n_tensors(j->in);
+    j->plans = mem_calloc(NULL, (size_t)j->n, sizeof *j->plans);
+    if (!j->plans) return fail(err, DIBIT_E_MEMORY, "no memory for %d tensors", j->n);
+    for (int i = 0; i < j->n; i++) {
+        Plan *p = &j->plans[i];
+        p->from = gguf_tensor(j->in, i);
+        int r = plan_tensor(j, p, err);
+        if (r != 0) return r;
+        j->result.n_weights += p->n_weights;
+        j->result.tensor_bytes += p->n_bytes;
+        block_weights += p->outer ? 0 : p->n_weights;
+        block_bytes += p->outer ? 0 : p->n_bytes;
+    }
+    for (int i = 0; i < j->n_compiled; i++)
+        if (!j->used[i])
+            return fail(err, DIBIT_E_ARGUMENT, "tensor rule \"%.80s\" matches no matrix",
+                        j->opt->rules[i].regex);
+    if (j->result.n_weights)
+        j->result.bits = 8.0 * (double)j->result.tensor_bytes / (double)j->result.n_weights;
+    if (block_weights) j->result.bits_blocks = 8.0 * (double)block_bytes / (double)block_weights;
+    return 0;
+}
+
+/* ---- metadata ---- */
+
+/* general.file_type as other programs number it; our own types have their GGUF ids. */
+static uint32_t file_type(const TypeInfo *t) {
+    switch (t->id) {
+    case T_F32:
+        return 0;
+    case T_F16:
+        return 1;
+    case T_Q4_0:
+        return 2;
+    case T_Q8_0:
+        return 7;
+    case T_BF16:
+        return 32;
+    default:
+        return (uint32_t)t->id;
+    }
+}
+
+static bool starts_with(GgufString s, const char *prefix) {
+    return s.n >= strlen(prefix) && memcmp(s.s, prefix, strlen(prefix)) == 0;
+}
+
+static int put_rules(Job *j, DibitError *err) {
+    if (j->n_compiled == 0) return 0;
+    Arena arena = { 0 };
+    GgufString *list = arena_alloc(&arena, (size_t)j->n_compiled * sizeof *list);
+    for (int i = 0; list && i < j->n_compiled; i++) {
+        size_t n = strlen(j->opt->rules[i].regex) + strlen(j->rule_types[i]->name) + 1;
+        char *s = arena_alloc(&arena, n + 1);
+        if (!s) list = NULL;
+        if (s) snprintf(s, n + 1, "%s=%s", j->opt->rules[i].regex, j->rule_types[i]->name);
+        if (s) list[i] = (GgufString){ s, n };
+    }
+    if (list) gguf_put_strings(j->w, "dibit.quantize.rules", list, (uint64_t)j->n_compiled);
+    arena_free(&arena);
+    return list ? 0 : fail(err, DIBIT_E_MEMORY, "no memory for the metadata");
+}
+
+/* Everything is copied but what speaks of shards and of an earlier quantization. */
+static int put_metadata(Job *j, DibitError *err) {
+    for (int i = 0; i < gguf_n_values(j->in); i++) {
+        const GgufValue *v = gguf_value(j->in, i);
+        if (starts_with(v->key, "split.") || starts_with(v->key, "dibit.quantize.")) continue;
+        gguf_put_value(j->w, v);
+    }
+    const char *type = j->type->name, *embedding = j->embedding->name;
+    gguf_put_u32(j->w, "general.quantization_version", 2);
+    gguf_put_u32(j->w, "general.file_type", file_type(j->type));
+    gguf_put_string(j->w, "dibit.version", DIBIT_VERSION, strlen(DIBIT_VERSION));
+    gguf_put_string(j->w, "dibit.quantize.type", type, strlen(type));
+    gguf_put_string(j->w, "dibit.quantize.embedding_type", embedding, strlen(embedding));
+    for (int i = 0; i < j->n; i++) {
+        const Plan *p = &j->plans[i];
+        gguf_put_tensor(j->w, p->from->name, p->to->id, p->from->n_dims, p->from->ne, p->n_bytes);
+    }
+    return put_rules(j, err);
+}
+
+/* ---- converting ---- */
+
+/* The first weight of a row that is not finite, or too large for the f16 in most types. */
+static void find_bad(Part *part, const Job *j, const float *row, size_t r) {
+    float most = j->plan->to->id == T_F32 || j->plan->to->id == T_BF16 ? 3.4e38f : 65504.0f;
+    for (size_t i = 0; i < j->plan->cols; i++) {
+        if (fabsf(row[i]) <= most) continue;
+        part->bad = r * j->plan->cols + i;
+        part->value = row[i];
+        return;
+    }
+}
+
+static void add_error(Part *part, const float *row, const float *decoded, size_t cols) {
+    for (size_t i = 0; i < cols; i++) {
+        double e = (double)decoded[i] - (double)row[i];
+        part->error += e * e;
+        part->energy += (double)row[i] * (double)row[i];
+    }
+}
+
+/* One block of 16 rows of the chunk. */
+static void convert_block(void *arg, int item, int thread) {
+    Job *j = arg;
+    const Plan *p = j->plan;
+    Part *part = &j->parts[item];
+    size_t r0 = (size_t)item * BLOCK, n = MIN((size_t)BLOCK, j->n_rows - r0);
+    float *src = j->src + (size_t)thread * j->src_size, *decoded = src + BLOCK * p->cols;
+    *part = (Part){ .bad = NONE };
+    for (size_t r = 0; r < n && part->bad == NONE; r++) {
+        float *row = src + r * p->cols;
+        p->type->decode(row, p->from->data, p->rows, p->cols, j->row0 + r0 + r);
+        find_bad(part, j, row, j->row0 + r0 + r);
+    }
+    if (part->bad != NONE || p->type == p->to) return;
+    p->to->encode(j->out, j->n_rows, p->cols, r0, n, src, NULL);
+    for (size_t r = 0; r < n; r++) {
+        p->to->decode(decoded, j->out, j->n_rows, p->cols, r0 + r);
+        add_error(part, src + r * p->cols, decoded, p->cols);
+    }
+}
+
+static int report_bad(const Plan *p, const Part *part, DibitError *err) {
+    size_t row = part->bad / p->cols, col = part->bad % p->cols;
+    if (isfinite(part->value))
+        return fail(err, DIBIT_E_NUMERIC,
+                    "%s: the weight at row %zu, column %zu is %g, too large for type %s",
+                    p->from->name, row, col, (double)part->value, p->to->name);
+    return fail(err, DIBIT_E_NUMERIC, "%s: the weight at row %zu, column %zu is %s", p->from->name,
+                row, col, isnan(part->value) ? "NaN" : "infinite");
+}
+
+static int write_chunk(Job *j, DibitError *err) {
+    const Plan *p = j->plan;
+    size_t n_bytes = 0, scale_bytes = 0;
+    if (p->type == p->to) return 0;                        /* copied at the end */
+    (void)type_bytes(p->to, j->n_rows, p->cols, &n_bytes); /* less than the whole tensor's */
+    if (p->to->block_bytes == 0) {                         /* the row scales come last */
+        scale_bytes = (j->n_rows + S_ROWS - 1) / S_ROWS * S_ROWS * 2;
+        memcpy(j->scales + 2 * j->row0, s_row_scales(p->to->id, j->out, j->n_rows, p->cols),
+               scale_bytes);
+    }
+    return gguf_write(j->w, j->out, n_bytes - scale_bytes, err);
+}
+
+static int alloc_tensor(Job *j, const Plan *p, DibitError *err) {
+    size_t threads = (size_t)pool_size(j->pool), out = 0, n;
+    j->chunk_rows = MAX((size_t)CHUNK_WEIGHTS / MAX(p->cols, 1), 1) / BLOCK * BLOCK;
+    j->chunk_rows = MIN(MAX(j->chunk_rows, (size_t)BLOCK), p->rows);
+    bool ok = size_mul(p->cols, BLOCK + 1, &j->src_size) && size_mul(j->src_size, threads, &n) &&
+              size_mul(n, sizeof(float), &n) && type_bytes(p->to, j->chunk_rows, p->cols, &out);
+    if (ok) {
+        j->src = mem_alloc(NULL, n);
+        j->out = mem_alloc(NULL, out);
+        j->parts = mem_alloc(NULL, (j->chunk_rows / BLOCK + 1) * sizeof *j->parts);
+        j->scales = mem_alloc(NULL, (p->rows + S_ROWS) * 2);
+    }
+    if (ok && j->src && j->out && j->parts && j->scales) return 0;
+    return fail(err, DIBIT_E_MEMORY, "%s: no memory to convert it", p->from->name);
+}
+
+static void free_tensor(Job *j) {
+    mem_free(NULL, j->src);
+    mem_free(NULL, j->out);
+    mem_free(NULL, j->parts);
+    mem_free(NULL, j->scales);
+    j->src = NULL;
+    j->out = j->scales = NULL;
+    j->parts = NULL;
+}
+
+static int convert_chunks(Job *j, const Plan *p, double *rel_mse, DibitError *err) {
+    double error = 0, energy = 0;
+    j->plan = p;
+    for (j->row0 = 0; j->row0 < p->rows; j->row0 += j->n_rows) {
+        j->n_rows = MIN(j->chunk_rows, p->rows - j->row0);
+        int n_blocks = (int)((j->n_rows + BLOCK - 1) / BLOCK);
+        pool_run(j->pool, convert_block, j, n_blocks);
+        for (int i = 0; i < n_blocks; i++) {
+            if (j->parts[i].bad != NONE) return report_bad(p, &j->parts[i], err);
+            error += j->parts[i].error;
+            energy += j->parts[i].energy;
+        }
+        int r = write_chunk(j, err);
+        if (r != 0) return r;
+    }
+    *rel_mse = energy > 0 ? error / energy : 0;
+    if (p->type == p->to) return gguf_write(j->w, p->from->data, p->n_bytes, err);
+    if (p->to->block_bytes) return 0;
+    return gguf_write(j->w, j->scales, (p->rows + S_ROWS - 1) / S_ROWS * S_ROWS * 2, err);
+}
+
+static int tell(const Job *j, int i, double rel_mse, uint64_t done, DibitError *err) {
+    const Plan *p = &j->plans[i];
+    QuantizeTensor t = { .name = p->from->name,
+                         .from = p->type->name,
+                         .to = p->to->name,
+                         .note = p->note,
+                         .index = i,
+                         .n_tensors = j->n,
+                         .n_dims = p->from->n_dims,
+                         .n_weights = p->n_weights,
+                         .n_bytes = p->n_bytes,
+                         .rel_mse = rel_mse,
+                         .weights_done = done,
+                         .weights_total = j->result.n_weights };
+    memcpy(t.shape, p->from->ne, sizeof t.shape);
+    if (j->opt->progress && j->opt->progress(j->opt->user, &t) != 0)
+        return fail(err, DIBIT_E_CANCELLED, "quantizing was cancelled");
+    return 0;
+}
+
+static int convert_all(Job *j, DibitError *err) {
+    uint64_t done = 0;
+    for (int i = 0; i < j->n; i++) {
+        double rel_mse = 0;
+        if (!j->opt->dry_run) {
+            int r = alloc_tensor(j, &j->plans[i], err);
+            if (r == 0) r = convert_chunks(j, &j->plans[i], &rel_mse, err);
+            free_tensor(j);
+            if (r != 0) return r;
+        }
+        done += j->plans[i].n_weights;
+        int r = tell(j, i, rel_mse, done, err);
+        if (r != 0) return r;
+    }
+    return 0;
+}
+
+/* ---- files ---- */
+
+static bool same_file(const char *a, const char *b) {
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
+/* Whether `out` is the input or one of its shards (NAME-00001-of-00003.gguf). */
+static bool is_input(const char *in, const char *out) {
+    size_t n = strlen(in), tail = strlen("-00001-of-00003.gguf");
+    unsigned first, count;
+    int end = 0;
+    if (same_file(in, out)) return true;
+    if (n < tail || sscanf(in + n - tail, "-%5u-of-%5u.gguf%n", &first, &count, &end) != 2 ||
+        (size_t)end != tail)
+        return false;
+    char *name = mem_alloc(NULL, n + 32);
+    bool same = false;
+    for (unsigned i = 1; name && i <= count && !same; i++) {
+        snprintf(name, n + 32, "%.*s-%05u-of-%05u.gguf", (int)(n - tail), in, i, count);
+        same = same_file(name, out);
+    }
+    mem_free(NULL, name);
+    return same;
+}
+
+static int run(Job *j, const char *in_path, const char *out_path, DibitError *err) {
+    int r = read_options(j, err);
+    if (r == 0 && !j->opt->dry_run && is_input(in_path, out_path))
+        r = fail(err, DIBIT_E_ARGUMENT, "%s: the output is the input; give another name", out_path);
+    if (r == 0) r = gguf_open(&j->in, in_path, j->opt->no_mmap, NULL, err);
+    if (r == 0) r = plan_all(j, err);
+    if (r == 0) r = gguf_writer_create(&j->w, err);
+    if (r == 0) r = put_metadata(j, err);
+    if (r != 0) return r;
+    j->result.file_bytes = gguf_writer_size(j->w);
+    if (j->opt->dry_run) return convert_all(j, err);
+    r = pool_create(&j->pool, j->opt->n_threads, NULL, err);
+    if (r == 0) r = gguf_begin(j->w, out_path, err);
+    if (r == 0) r = convert_all(j, err);
+    return r ? r : gguf_finish(j->w, err);
+}
+
+int quantize_file(const char *in_path, const char *out_path, const QuantizeOptions *opt,
+                  QuantizeResult *result, DibitError *err) {
+    Job j = { .opt = opt };
+    int r = run(&j, in_path, out_path, err);
+    if (result) *result = j.result;
+    gguf_writer_free(&j.w);
+    gguf_close(&j.in);
+    pool_free(&j.pool);
+    for (int i = 0; i < j.n_compiled; i++) regfree(&j.rules[i]);
+    mem_free(NULL, j.rules);
+    mem_free(NULL, j.rule_types);
+    mem_free(NULL, j.used);
+    mem_free(NULL, j.plans);
+    return r;
+}
