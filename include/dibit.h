@@ -102,6 +102,7 @@ typedef struct DibitModelInfo {
     uint64_t n_params;
     size_t weight_bytes;               /* tensors as they are used, repacked copies included */
     size_t file_bytes, repacked_bytes; /* tensors in the file; copies made at open */
+    size_t disk_bytes;                 /* the whole file, or all of its shards */
     const char *isa;                   /* the instruction set in use: "scalar", "avx2", ... */
     int n_threads;
 } DibitModelInfo;
@@ -229,6 +230,10 @@ typedef struct DibitMemory {
     int n_ctx, n_past;
 } DibitMemory;
 DIBIT_API void dibit_memory(const DibitSession *session, DibitMemory *out);
+
+/* What a session with these options would take, without creating it; opt may be NULL. */
+DIBIT_API int dibit_session_memory(const DibitEngine *engine, const DibitSessionOptions *opt,
+                                   DibitMemory *out, DibitError *err);
 
 /* Writes the session (tokens and cache) to a file, atomically; restores it from one. Restoring
  * checks the model's hash, the cache types and a checksum and leaves the session unchanged when

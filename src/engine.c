@@ -135,6 +135,7 @@ void dibit_model_info(const DibitEngine *e, DibitModelInfo *out) {
         .weight_bytes = m->file_bytes + m->packed_bytes,
         .file_bytes = m->file_bytes,
         .repacked_bytes = m->packed_bytes,
+        .disk_bytes = gguf_file_bytes(e->file),
         .isa = e->isa,
         .n_threads = pool_size(e->pool),
     };

@@ -82,6 +82,10 @@ static int too_large(const DibitSession *s, size_t need, size_t available, Dibit
                 s->n_ctx, need, available, available / each);
 }
 
+static size_t text_bytes(const DibitEngine *e) {
+    return 3 * (e->max_token_bytes + 8);
+}
+
 static int create_parts(DibitSession *s, const CacheShape *shape, const DibitSampling *sampling,
                         DibitError *err) {
     DibitEngine *e = s->engine;
@@ -95,7 +99,7 @@ static int create_parts(DibitSession *s, const CacheShape *shape, const DibitSam
     size_t available = memory->alloc ? SIZE_MAX : memory_available();
     if (need > available) return too_large(s, need, available, err);
     s->tokens = mem_calloc(memory, (size_t)s->n_ctx, sizeof *s->tokens);
-    s->text_bytes = 3 * (e->max_token_bytes + 8);
+    s->text_bytes = text_bytes(e);
     s->text = mem_alloc(memory, s->text_bytes);
     if (!s->tokens || !s->text) return too_large(s, need, SIZE_MAX, err);
     r = cache_create(&s->cache, shape, memory, err);
@@ -299,12 +303,34 @@ size_t dibit_tokens(const DibitSession *s, const int32_t **ids) {
     return (size_t)s->n_tokens;
 }
 
+/* Token history, candidates of the sampler and text of a piece. */
+static size_t other_bytes(const DibitSession *s) {
+    return (size_t)s->n_ctx * sizeof *s->tokens +
+           (size_t)s->engine->model.hp.n_vocab * sizeof *s->sampler.cand + s->text_bytes;
+}
+
 void dibit_memory(const DibitSession *s, DibitMemory *out) {
     const Model *m = &s->engine->model;
     *out = (DibitMemory){ .weights = m->file_bytes + m->packed_bytes,
                           .kv = cache_allocated(&s->cache),
                           .n_ctx = s->n_ctx,
                           .n_past = s->n_tokens };
-    out->scratch = scratch_bytes(&s->scratch) + (size_t)s->n_ctx * sizeof *s->tokens +
-                   (size_t)m->hp.n_vocab * sizeof *s->sampler.cand + s->text_bytes;
+    out->scratch = scratch_bytes(&s->scratch) + other_bytes(s);
+}
+
+int dibit_session_memory(const DibitEngine *engine, const DibitSessionOptions *opt,
+                         DibitMemory *out, DibitError *err) {
+    const DibitSessionOptions defaults = { 0 };
+    DibitSession s = { .engine = (DibitEngine *)(uintptr_t)engine };
+    const Model *m = &engine->model;
+    CacheShape shape;
+    *out = (DibitMemory){ .weights = m->file_bytes + m->packed_bytes };
+    int r = read_options(&s, opt ? opt : &defaults, &shape, err);
+    if (r != 0) return r;
+    s.text_bytes = text_bytes(engine);
+    out->n_ctx = s.n_ctx;
+    if (!cache_bytes(&shape, &out->kv) || !scratch_size(m, s.n_batch, s.n_ctx, &out->scratch) ||
+        !size_add(out->scratch, other_bytes(&s), &out->scratch))
+        return fail(err, DIBIT_E_MEMORY, "a context of %d positions is too large", s.n_ctx);
+    return 0;
 }

@@ -1,0 +1,180 @@
+/* quantize.c - `dibit quantize`: a GGUF file to fewer bits, or the plan of it. */
+#define _POSIX_C_SOURCE 200809L
+#include "quantize.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "cli.h"
+
+enum { MAX_NOTES = 8 };
+
+typedef struct Report {
+    CliProgress progress;
+    bool json, dry_run;
+    json_t *tensors;
+    struct {
+        const char *text;
+        char first[80]; /* tensor */
+        int n;
+    } notes[MAX_NOTES];
+} Report;
+
+static double bits(uint64_t n_bytes, uint64_t n_weights) {
+    return n_weights ? 8.0 * (double)n_bytes / (double)n_weights : 0;
+}
+
+static void shape_text(char *buf, size_t cap, const QuantizeTensor *t) {
+    size_t n = 0;
+    buf[0] = 0;
+    for (int i = 0; i < t->n_dims && n < cap; i++)
+        n += (size_t)snprintf(buf + n, cap - n, "%s%llu", i ? " x " : "",
+                              (unsigned long long)t->shape[i]);
+}
+
+static void add_note(Report *r, const QuantizeTensor *t) {
+    for (int i = 0; i < MAX_NOTES; i++) {
+        if (!r->notes[i].n) {
+            r->notes[i].text = t->note;
+            snprintf(r->notes[i].first, sizeof r->notes[i].first, "%s", t->name);
+        }
+        if (strcmp(r->notes[i].text, t->note) != 0) continue;
+        r->notes[i].n++;
+        return;
+    }
+}
+
+static json_t *tensor_json(const QuantizeTensor *t, bool dry_run) {
+    json_t *shape = json_array();
+    for (int i = 0; i < t->n_dims; i++)
+        json_array_append_new(shape, json_integer((json_int_t)t->shape[i]));
+    json_t *o = json_pack("{s:s,s:s,s:s,s:o,s:I,s:I,s:f}", "name", t->name, "from", t->from, "to",
+                          t->to, "shape", shape, "weights", (json_int_t)t->n_weights, "bytes",
+                          (json_int_t)t->n_bytes, "bits", bits(t->n_bytes, t->n_weights));
+    if (!dry_run) json_object_set_new(o, "rel_mse", cli_number(t->rel_mse));
+    if (t->note) json_object_set_new(o, "note", json_string(t->note));
+    return o;
+}
+
+static int show(void *user, const QuantizeTensor *t) {
+    Report *r = user;
+    char shape[96];
+    if (t->note) add_note(r, t);
+    if (r->json) {
+        json_array_append_new(r->tensors, tensor_json(t, r->dry_run));
+    } else if (r->dry_run) {
+        shape_text(shape, sizeof shape, t);
+        printf("%-32s %-16s %-5s -> %-5s %12llu bytes %7.3f bits\n", t->name, shape, t->from, t->to,
+               (unsigned long long)t->n_bytes, bits(t->n_bytes, t->n_weights));
+    }
+    if (!r->dry_run) cli_progress(&r->progress, "weights", t->weights_done, t->weights_total);
+    return cli_interrupted();
+}
+
+static void print_notes(const Report *r) {
+    for (int i = 0; i < MAX_NOTES && r->notes[i].n; i++) {
+        if (r->notes[i].n == 1)
+            fprintf(stderr, "dibit: %s: %s\n", r->notes[i].first, r->notes[i].text);
+        else
+            fprintf(stderr, "dibit: %s and %d more: %s\n", r->notes[i].first, r->notes[i].n - 1,
+                    r->notes[i].text);
+    }
+}
+
+static int print_result(Report *r, const char *out, const QuantizeResult *q) {
+    if (r->json)
+        return cli_print_json(
+            json_pack("{s:I,s:I,s:I,s:f,s:f,s:b,s:o}", "weights", (json_int_t)q->n_weights,
+                      "tensor_bytes", (json_int_t)q->tensor_bytes, "file_bytes",
+                      (json_int_t)q->file_bytes, "bits", q->bits, "bits_blocks", q->bits_blocks,
+                      "dry_run", r->dry_run, "tensors", r->tensors),
+            true);
+    fprintf(r->dry_run ? stdout : stderr,
+            "%s%s%llu weights, %llu bytes; %.3f bits all-in, %.3f without embedding and output\n",
+            r->dry_run ? "" : out, r->dry_run ? "" : ": ", (unsigned long long)q->n_weights,
+            (unsigned long long)q->file_bytes, q->bits, q->bits_blocks);
+    return 0;
+}
+
+/* "REGEX=TYPE", cut at the last "=". */
+static int parse_rule(QuantizeRule *rule, char *text) {
+    char *cut = strrchr(text, '=');
+    if (!cut || cut == text || !cut[1])
+        return cli_misuse("quantize", "--tensor-type %s: not of the form REGEX=TYPE", text);
+    *cut = 0;
+    *rule = (QuantizeRule){ text, cut + 1 };
+    return 0;
+}
+
+static int run(const char *in, const char *out, QuantizeOptions *opt, Report *report) {
+    DibitError err = { 0 };
+    QuantizeResult result;
+    report->dry_run = opt->dry_run;
+    report->tensors = json_array();
+    opt->progress = show;
+    opt->user = report;
+    cli_catch_interrupt(NULL);
+    int r = quantize_file(in, out, opt, &result, &err);
+    cli_progress_clear(&report->progress);
+    if (r == 0) print_notes(report);
+    int code = r ? cli_fail(&err) : print_result(report, out, &result);
+    if (r != 0 || !report->json) json_decref(report->tensors);
+    return code;
+}
+
+int cmd_quantize(int argc, char **argv) {
+    const char *in = NULL, *out = NULL;
+    CliTexts rules = { .n = 0 };
+    QuantizeOptions opt = { 0 };
+    Report report = { .json = false };
+    const CliOption options[] = {
+        { "model", "m", CLI_FILE, &in, "FILE", "GGUF file to read (the first of its shards)", 0, 0,
+          NULL },
+        { "output", "o", CLI_FILE, &out, "FILE", "GGUF file to write", 0, 0, NULL },
+        { "type", NULL, CLI_CHOICE, &opt.type, "TYPE", "type of the layers' matrices", 0, 0,
+          "s2 s3 q4 q8 f16 bf16 f32" },
+        { "tensor-type", NULL, CLI_TEXTS, &rules, "REGEX=TYPE",
+          "type of the matrices whose name the expression finds; the last match wins", 0, 0, NULL },
+        { "embedding-type", NULL, CLI_CHOICE, &opt.embedding_type, "TYPE",
+          "type of the embedding and the output matrix (default: q8, or TYPE where that is wider)",
+          0, 0, "s2 s3 q4 q8 f16 bf16 f32" },
+        CLI_THREADS_ROW(&opt.n_threads),
+        { "no-mmap", NULL, CLI_FLAG, &opt.no_mmap, NULL, "read the file instead of mapping it", 0,
+          0, NULL },
+        { "dry-run", NULL, CLI_FLAG, &opt.dry_run, NULL,
+          "print what each tensor would become, write nothing", 0, 0, NULL },
+        CLI_JSON_ROW(&report.json),
+        { .name = NULL },
+    };
+    const CliCommand cmd = {
+        "quantize",
+        "-m IN -o OUT --type TYPE [options]",
+        "Writes a model with its matrices in fewer bits. Vectors and norms stay f32. s2 and s3 "
+        "are\n"
+        "dibit's own types of 2.25 and 3.25 bits; q4 and q8 are what other programs call Q4_0 and\n"
+        "Q8_0. Start from f16 or bf16: a file that was quantized before loses quality twice.",
+        options,
+        NULL,
+        0,
+        0,
+        "  dibit quantize -m model-bf16.gguf -o model-s3.gguf --type s3\n"
+        "  dibit quantize -m model-bf16.gguf -o mixed.gguf --type s2 --tensor-type 'ffn_down=s3'\n"
+        "  dibit quantize -m model-bf16.gguf --type s2 --dry-run"
+    };
+    int code;
+    if (!cli_parse(&cmd, argc, argv, &code)) return code;
+    if (!in) return cli_misuse("quantize", "-m FILE is missing");
+    if (!out && !opt.dry_run) return cli_misuse("quantize", "-o FILE is missing");
+    if (!opt.type) return cli_misuse("quantize", "--type TYPE is missing");
+    QuantizeRule list[CLI_MAX_TEXTS];
+    char *texts[CLI_MAX_TEXTS];
+    for (int i = 0; i < rules.n && code == 0; i++) {
+        texts[i] = strdup(rules.at[i]);
+        code = texts[i] ? parse_rule(&list[i], texts[i]) : cli_error("no memory");
+        opt.n_rules = i + 1;
+    }
+    opt.rules = list;
+    if (code == 0) code = run(in, out, &opt, &report);
+    for (int i = 0; i < opt.n_rules; i++) free(texts[i]);
+    return code;
+}
