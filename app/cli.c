@@ -240,21 +240,21 @@ static int unknown_option(const CliCommand *cmd, const char *arg) {
                       near);
 }
 
-static void wrap(const char *text, int indent, int column) {
+static void wrap(const char *text, int indent) {
+    int column = indent;
     while (*text) {
-        size_t n = strcspn(text, " ");
-        if (column > indent && column + (int)n > 99) {
+        int n = (int)strcspn(text, " ");
+        if (column > indent && column + 1 + n > 99) {
             printf("\n%*s", indent, "");
             column = indent;
-        }
-        fwrite(text, 1, n, stdout);
-        column += (int)n;
-        text += n;
-        if (*text == ' ') {
+        } else if (column > indent) {
             putchar(' ');
-            text++;
             column++;
         }
+        fwrite(text, 1, (size_t)n, stdout);
+        column += n;
+        text += n;
+        text += strspn(text, " ");
     }
 }
 
@@ -267,9 +267,11 @@ static void print_option(const CliOption *o, const char *default_text) {
              o->choices ? o->choices : "", o->kind == CLI_TEXTS ? " (several)" : "",
              o->kind == CLI_CHOICES ? " (comma-separated)" : "", *default_text ? " (default " : "",
              default_text, *default_text ? ")" : "");
-    printf("%-28s", left);
-    if (strlen(left) > 27) printf("\n%28s", "");
-    wrap(right, 28, 28);
+    if (strlen(left) > 26)
+        printf("%s\n%28s", left, "");
+    else
+        printf("%-28s", left);
+    wrap(right, 28);
     putchar('\n');
 }
 
