@@ -161,7 +161,7 @@ static int find_tensor(Model *m, const GgufTensor **out, const char *name, uint6
 
 /* rows == 0: any number of them. */
 static int bind(Model *m, Weight *w, const char *name, int rows, int cols, DibitError *err) {
-    const GgufTensor *t;
+    const GgufTensor *t = NULL;
     int r = find_tensor(m, &t, name, (uint64_t)rows, (uint64_t)cols, err);
     if (r != 0) return r;
     *w = (Weight){ .type = type_info(t->type), .rows = t->ne[1], .cols = t->ne[0] };
@@ -172,7 +172,7 @@ static int bind(Model *m, Weight *w, const char *name, int rows, int cols, Dibit
 
 /* A vector, converted to f32. */
 static int bind_vector(Model *m, const float **out, const char *name, int n, DibitError *err) {
-    const GgufTensor *t;
+    const GgufTensor *t = NULL;
     int r = find_tensor(m, &t, name, 1, (uint64_t)n, err);
     if (r != 0) return r;
     float *v = arena_alloc(&m->arena, (size_t)n * sizeof *v);
@@ -251,7 +251,7 @@ static bool is_known(const Model *m, const Slot *slots, const char *name) {
 }
 
 static int check_vocab(Model *m, DibitError *err) {
-    int n;
+    int n = 0;
     if (m->embed.rows > 1 << 24)
         return fail(err, DIBIT_E_FORMAT, "token_embd.weight: %zu rows are too many", m->embed.rows);
     m->hp.n_vocab = (int)m->embed.rows;

@@ -23,7 +23,7 @@ src/base.* src/file.c src/pool.c                  0-1
 src/codec* src/types.c src/plain.c src/kquant.c   0-2
 src/scalar23.c                                    0-2
 src/kern/*                                        names kern.h codec.h kv23.h dibit.h
-src/ops*                                          0-4
+src/ops* src/attend*                              0-4
 src/model*                                        0-5
 src/session* src/engine.c src/saved.c             0-6
 src/quantize* src/evaluate* src/shape*            0-5 7-7
