@@ -193,28 +193,28 @@ static void check_mul(Test *t, int type) {
     same_f32(t, "y", want, got, n_y);
 }
 
-/* Decode: a matrix larger than the caches, row block by row block. Prefill: 64 tokens of one block.
- */
+/* Decode, one token: row blocks in the cache, and a matrix larger than it. Prefill: 64 tokens. */
 static void bench_mul(Test *t, int type) {
-    enum { GROUPS = 64, BLOCKS = 1024, TOKENS = 64 };
-    size_t block_bytes = GROUPS * group_bytes[type];
-    int n_blocks = BLOCKS;
+    enum { GROUPS = 64, TOKENS = 64, MATRIX_BYTES = 192 << 20 };
+    size_t block_bytes = GROUPS * group_bytes[type], n_blocks = MATRIX_BYTES / block_bytes;
+    const uint8_t *block = random_block(t, type, GROUPS, 0);
     uint8_t *w = malloc(n_blocks * block_bytes);
     A8 a = random_a8(t, GROUPS, TOKENS, 0);
     uint16_t row_scale[16] = { 0 };
     float *y = buffer(t, sizeof(float) * 16 * TOKENS);
     if (!w) abort();
-    for (int b = 0; b < n_blocks; b++) {
-        if (b == 0) memcpy(w, random_block(t, type, GROUPS, 0), block_bytes);
-        if (b > 0) memcpy(w + (size_t)b * block_bytes, w, block_bytes);
-    }
-    double macs = 16.0 * 32 * GROUPS;
-    BENCH(t, "decode", block_bytes * (double)n_blocks, macs * n_blocks, {
-        for (int b = 0; b < n_blocks; b++)
-            mul_of(k, type)(y, 16, w + (size_t)b * block_bytes, row_scale, GROUPS, &a, 1);
-    });
+    for (size_t b = 0; b < n_blocks; b++) memcpy(w + b * block_bytes, block, block_bytes);
+    double macs = 16.0 * 32 * GROUPS, ns;
     BENCH(t, "prefill", block_bytes, macs * TOKENS,
           { mul_of(k, type)(y, 16, w, row_scale, GROUPS, &a, TOKENS); });
+    BENCH(t, "decode", block_bytes, macs, { mul_of(k, type)(y, 16, w, row_scale, GROUPS, &a, 1); });
+    TIME(ns, 31, {
+        for (size_t b = 0; b < n_blocks; b++)
+            mul_of(t->new, type)(y, 16, w + b * block_bytes, row_scale, GROUPS, &a, 1);
+    });
+    double bytes = (double)(n_blocks * block_bytes);
+    printf("     %-8s %12.1f ns %8.2f GB/s %8.2f GMAC/s %6.0f %% of read bandwidth\n", "memory", ns,
+           bytes / ns, macs * (double)n_blocks / ns, 100 * bytes / ns / t->bandwidth);
     free(w);
 }
 
@@ -460,21 +460,20 @@ static int run_check(Test *t, const Check *c, int rounds) {
     return 0;
 }
 
-static void print_bandwidth(void) {
-    enum { N = 1 << 27 };
-    uint64_t *p = malloc(N), sum = 0;
-    double ns[7];
-    if (!p) return;
+static double read_bandwidth(void) {
+    enum { N = 192 << 20, STREAMS = 8 };
+    uint64_t *p = malloc(N), sum[STREAMS] = { 0 };
+    double ns;
+    if (!p) abort();
     memset(p, 1, N);
-    for (int i = 0; i < 7; i++) {
-        uint64_t start = clock_ns();
-        for (size_t j = 0; j < N / 8; j++) sum += p[j];
-        ns[i] = (double)(clock_ns() - start);
-    }
-    volatile uint64_t keep = sum;
-    (void)keep;
-    printf("read bandwidth of one core: %.1f GB/s\n", N / median(ns, 7));
+    TIME(ns, 31, {
+        for (size_t j = 0; j < N / 8; j += STREAMS)
+            for (int i = 0; i < STREAMS; i++) sum[i] += p[j + (size_t)i];
+    });
+    volatile uint64_t keep = 0;
+    for (int i = 0; i < STREAMS; i++) keep += sum[i];
     free(p);
+    return N / ns;
 }
 
 typedef struct Options {
@@ -513,7 +512,10 @@ int main(int argc, char **argv) {
     }
     printf("seed %llu\n", (unsigned long long)o.seed);
     setup();
-    if (t.bench) print_bandwidth();
+    if (t.bench) {
+        t.bandwidth = read_bandwidth();
+        printf("read bandwidth of one core: %.1f GB/s\n", t.bandwidth);
+    }
     Kern ref, weaker, better;
     kern_init(&ref, DIBIT_ISA_SCALAR);
     unsigned mask = 0;

@@ -21,6 +21,7 @@ typedef struct Test {
     int n_used;   /* buffers handed out in this round */
     int n_differ; /* differences found; the first few are printed */
     int bench;
+    double bandwidth; /* bytes a ns that one core reads from memory, when benching */
 } Test;
 
 typedef struct Check {
@@ -46,26 +47,32 @@ void same_bytes(Test *t, const char *what, const void *want, const void *got, si
 
 double median(double *v, int n); /* sorts v */
 
+/* ns = median time of the statement, over n timings of at least 0.2 ms. */
+#define TIME(ns, n, ...)                                                                           \
+    do {                                                                                           \
+        double times_[31];                                                                         \
+        int reps_ = 1;                                                                             \
+        uint64_t start_ = clock_ns();                                                              \
+        __VA_ARGS__;                                                                               \
+        uint64_t once_ = clock_ns() - start_;                                                      \
+        if (once_ < 200000) reps_ = (int)(200000 / (once_ + 1)) + 1;                               \
+        for (int i_ = 0; i_ < (n); i_++) {                                                         \
+            start_ = clock_ns();                                                                   \
+            for (int j_ = 0; j_ < reps_; j_++) __VA_ARGS__;                                        \
+            times_[i_] = (double)(clock_ns() - start_) / reps_;                                    \
+        }                                                                                          \
+        ns = median(times_, n);                                                                    \
+    } while (0)
+
 /* Times the statement, which uses `k`, with both tables. bytes and macs: of one execution. */
 #define BENCH(t, what, bytes, macs, ...)                                                           \
     do {                                                                                           \
-        double ns_[2];                                                                             \
-        for (int which_ = 0; which_ < 2; which_++) {                                               \
-            const Kern *k = which_ ? (t)->new : (t)->ref;                                          \
-            double times_[31];                                                                     \
-            int n_ = which_ ? 31 : 3, reps_ = 1;                                                   \
-            uint64_t start_ = clock_ns();                                                          \
-            __VA_ARGS__;                                                                           \
-            uint64_t once_ = clock_ns() - start_;                                                  \
-            if (once_ < 200000) reps_ = (int)(200000 / (once_ + 1)) + 1;                           \
-            for (int i_ = 0; i_ < n_; i_++) {                                                      \
-                start_ = clock_ns();                                                               \
-                for (int j_ = 0; j_ < reps_; j_++) __VA_ARGS__;                                    \
-                times_[i_] = (double)(clock_ns() - start_) / reps_;                                \
-            }                                                                                      \
-            ns_[which_] = median(times_, n_);                                                      \
-        }                                                                                          \
-        printf("     %-8s %12.1f ns %8.2f GB/s %8.2f GMAC/s %7.2fx\n", what, ns_[1],               \
-               (double)(bytes) / ns_[1], (double)(macs) / ns_[1], ns_[0] / ns_[1]);                \
+        double ref_, new_;                                                                         \
+        const Kern *k = (t)->ref;                                                                  \
+        TIME(ref_, 3, __VA_ARGS__);                                                                \
+        k = (t)->new;                                                                              \
+        TIME(new_, 31, __VA_ARGS__);                                                               \
+        printf("     %-8s %12.1f ns %8.2f GB/s %8.2f GMAC/s %7.2fx\n", what, new_,                 \
+               (double)(bytes) / new_, (double)(macs) / new_, ref_ / new_);                        \
     } while (0)
 #endif
