@@ -103,7 +103,7 @@ static int read_hparams(Model *m, DibitError *err) {
     } ints[] = {
         { "expert_count", 0, 1 << 16, 0, &experts },
         { "block_count", 1, 1024, REQUIRED, &h->n_layers },
-        { "context_length", 1, 1 << 24, REQUIRED, &h->n_ctx_train },
+        { "context_length", 1, 1 << 30, REQUIRED, &h->n_ctx_train },
         { "embedding_length", 8, 1 << 16, REQUIRED, &h->n_embd },
         { "feed_forward_length", 8, 1 << 20, REQUIRED, &h->n_ff },
         { "attention.head_count", 1, 1024, REQUIRED, &h->n_heads },

@@ -51,8 +51,8 @@ static int cache_type(const char *name, int *type, DibitError *err) {
 static int read_options(DibitSession *s, const DibitSessionOptions *opt, CacheShape *shape,
                         DibitError *err) {
     const Hparams *h = &s->engine->model.hp;
-    if (opt->n_ctx < 0 || opt->n_ctx > 1 << 24)
-        return fail(err, DIBIT_E_ARGUMENT, "n_ctx: %d is not 0 to %d", opt->n_ctx, 1 << 24);
+    if (opt->n_ctx < 0 || opt->n_ctx > 1 << 30)
+        return fail(err, DIBIT_E_ARGUMENT, "n_ctx: %d is not 0 to %d", opt->n_ctx, 1 << 30);
     if (opt->n_batch < 0 || opt->n_batch > 1 << 16)
         return fail(err, DIBIT_E_ARGUMENT, "n_batch: %d is not 0 to %d", opt->n_batch, 1 << 16);
     s->n_ctx = opt->n_ctx ? opt->n_ctx : h->n_ctx_train;
