@@ -211,8 +211,8 @@ DIBIT_API int dibit_set_sampling(DibitSession *session, const DibitSampling *sam
 DIBIT_API int dibit_forward(DibitSession *session, const int32_t *ids, size_t n, float *out,
                             DibitError *err);
 
-/* The logits after the last token, n_vocab of them, or NULL if nothing was computed. They belong to
- * the session until the next call. */
+/* The logits after the last token, n_vocab of them, or NULL while they are not computed: a token
+ * that dibit_next() sampled is computed by the next call. They belong to the session until then. */
 DIBIT_API const float *dibit_last_logits(const DibitSession *session);
 
 /* The tokens the cache holds. They belong to the session until the next call. */
