@@ -527,7 +527,10 @@ int main(int argc, char **argv) {
         t.ref = &ref;
         t.new = &better;
         t.isa = isa_name(isas[i]);
-        if (i > 0) run_table(&t, &o, checks, ARRAY_LEN(checks), &weaker);
+        if (i > 0) {
+            run_table(&t, &o, checks, ARRAY_LEN(checks), &weaker);
+            run_table(&t, &o, float_checks, n_float_checks, &weaker);
+        }
         run_table(&t, &o, values, ARRAY_LEN(values), NULL);
     }
     printf("kern: %d passed, %d failed\n", o.n_ok, o.n_failed);

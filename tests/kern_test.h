@@ -31,6 +31,9 @@ typedef struct Check {
     void (*bench)(Test *t);
 } Check;
 
+extern const Check float_checks[]; /* kern_float.c */
+extern const size_t n_float_checks;
+
 uint32_t rnd(Test *t);
 int rnd_int(Test *t, int lo, int hi); /* lo..hi, both included */
 float rnd_f32(Test *t);               /* -1..1 */
