@@ -15,5 +15,5 @@ trap 'rm -r "$dir"' EXIT
 "$(dirname "$0")/kern_static.sh" "$dir/test_kern" "$cc"
 for cpu in cortex-a53 cortex-a76 max; do
     echo "-- $cpu"
-    qemu-aarch64 -cpu $cpu "$dir/test_kern" -n 40 "$@"
+    qemu-aarch64 -cpu $cpu "$dir/test_kern" -n 25 "$@"
 done

@@ -56,29 +56,23 @@ const char *isa_name(unsigned mask) {
     return "scalar";
 }
 
-#pragma weak kern_float_scalar
-#pragma weak kern_float_avx2
-#pragma weak kern_float_avx512
-#pragma weak kern_float_neon
-#define FILL(f) (f ? f(k) : (void)0)
-
 void kern_init(Kern *k, unsigned mask) {
     unsigned isa = isa_detect() & mask;
     kern_scalar(k);
-    FILL(kern_float_scalar);
+    kern_float_scalar(k);
 #if defined(__x86_64__)
     if (isa & DIBIT_ISA_AVX2) {
         kern_avx2(k);
-        FILL(kern_float_avx2);
+        kern_float_avx2(k);
     }
     if (isa & DIBIT_ISA_AVX512VNNI) {
         kern_avx512vnni(k);
-        FILL(kern_float_avx512);
+        kern_float_avx512(k);
     }
 #elif defined(__aarch64__)
     if (isa & DIBIT_ISA_NEON) {
         kern_neon(k);
-        FILL(kern_float_neon);
+        kern_float_neon(k);
     }
     if (isa & DIBIT_ISA_NEONDOT) kern_neondot(k);
 #endif
