@@ -17,7 +17,7 @@ static const TypeInfo types[] = {
 };
 
 static const char *const gguf_names[] = {
-    /* the spelling of other programs: "Q4_0" for "q4" */
+/* the spelling of other programs: "Q4_0" for "q4" */
 #define X(NAME, ID, name, len, bytes, family) #NAME,
 #include "types.def"
 #undef X

@@ -359,7 +359,7 @@ static void check_kv_put_q8(Test *t) {
         differ(t, "scale %g, max %g", scale, max);
     for (int i = 0; i < d && !isnan(scale); i++) {
         int code = (int8_t)row[1][i];
-        if (code < -127 || !(fabsf(x[i] - (float)code * scale) <= 0.50001f * scale))
+        if (code < -127 || !(fabsf(x[i] - (float)code * scale) <= 0.50005f * scale))
             differ(t, "%.9g became %d * %.9g", x[i], code, scale);
     }
 }

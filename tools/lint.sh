@@ -50,7 +50,7 @@ echo "-- format (.clang-format, version 14)"
 if command -v $format >/dev/null; then
     for f in $written; do
         long=$(awk '/clang-format off/ { off = 1 } /clang-format on/ { off = 0 }
-            off && length($0) > 100 { printf " %d", FNR }' "$f")
+            { sub(/ *\\$/, "") } off && length($0) > 100 { printf " %d", FNR }' "$f")
         [ -z "$long" ] || fail "$f: over 100 columns in lines$long"
         $format --dry-run -Werror "$f" >/dev/null 2>&1 || fail "$f is not formatted (make format)"
     done

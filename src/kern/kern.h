@@ -97,8 +97,8 @@ typedef struct KqGroup {
     X(pack_q5_k, void, PACK_ARGS) \
     X(pack_q6_k, void, PACK_ARGS) \
     X(pack_tq2_0, void, PACK_ARGS) \
-    /* one A8 row. Per group of 32, amax its largest |x|: scale = amax / 127, q = x * min(127 / amax, \
-     * FLT_MAX) to nearest even; with NaN or infinity in it, scale = NaN and q = 0 */ \
+    /* one A8 row. Per group of 32, amax its largest |x|: scale = amax / 127, q = x * min(127 / \
+     * amax, FLT_MAX) to nearest even; with NaN or infinity in it, scale = NaN and q = 0 */ \
     X(quantize, void, (int8_t * q, float *scale, int32_t *sum, const float *x, int n)) \
     X(mul_f32, void, MULF_ARGS) \
     X(mul_f16, void, MULF_ARGS) \
