@@ -17,7 +17,8 @@ endforeach()
 function(add_test_program target)
   add_executable(${target} ${ARGN} $<TARGET_OBJECTS:app_objects> $<TARGET_OBJECTS:dibit_objects>)
   target_compile_definitions(${target} PRIVATE SOURCE_DIR="${CMAKE_SOURCE_DIR}"
-    BUILD_DIR="${CMAKE_BINARY_DIR}" PROGRAM="$<TARGET_FILE:dibit>")
+    BUILD_DIR="${CMAKE_BINARY_DIR}" PROGRAM="$<TARGET_FILE:dibit>"
+    SLOWNESS=$<IF:$<BOOL:${DIBIT_SANITIZE}>,10,1>) # limits of time are multiplied with it
   target_link_libraries(${target} app_objects)
 endfunction()
 # Tests may run the program.

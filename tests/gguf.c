@@ -552,7 +552,7 @@ static void hostile_counts_cost_little(void **state) {
     Gguf *g;
     uint64_t start = clock_ns();
     int r = gguf_open_memory(&g, p, size, &a, &err);
-    assert_true(clock_ns() - start < 1000000000u);
+    assert_true(clock_ns() - start < SLOWNESS * 1000000000ull);
     if (r == 0) gguf_close(&g);
     if (r != 0 && r != DIBIT_E_FORMAT) fail_msg("%d %s", r, err.text);
     assert_int_equal(m.now, 0);

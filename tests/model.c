@@ -219,7 +219,7 @@ static void expect_same(const char *type, const char *how, float *got, const flo
 
 static void any_way_the_same_bits(void **state) {
     (void)state;
-    char how[40];
+    char how[64];
     const TypeInfo *t;
     for (int k = 0; (t = type_at(k)); k++) {
         size_t size;

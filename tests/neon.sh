@@ -3,6 +3,7 @@
 # without and on cores with the dot product. Exit code 77 (skipped) without compiler or emulator.
 # usage: neon.sh [arguments of test_kern]
 set -e
+[ -z "$DIBIT_SANITIZE" ] || { echo "skipped: cross builds have no sanitizers" && exit 77; }
 cc=${CROSS_CC:-aarch64-linux-gnu-gcc}
 for tool in "$cc" qemu-aarch64; do
     command -v "$tool" >/dev/null || {
