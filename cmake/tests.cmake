@@ -13,12 +13,16 @@ foreach(src ${TEST_SOURCES})
     list(APPEND SOURCES_${owner} ${src})
   endif()
 endforeach()
+set(SLOWNESS 1) # limits of time in tests are multiplied with it
+if(DIBIT_SANITIZE)
+  set(SLOWNESS 10)
+endif()
 # A program of a test: everything but app/main.c is linked in.
 function(add_test_program target)
   add_executable(${target} ${ARGN} $<TARGET_OBJECTS:app_objects> $<TARGET_OBJECTS:dibit_objects>)
   target_compile_definitions(${target} PRIVATE SOURCE_DIR="${CMAKE_SOURCE_DIR}"
     BUILD_DIR="${CMAKE_BINARY_DIR}" PROGRAM="$<TARGET_FILE:dibit>"
-    SLOWNESS=$<IF:$<BOOL:${DIBIT_SANITIZE}>,10,1>) # limits of time are multiplied with it
+    SLOWNESS=${SLOWNESS})
   target_link_libraries(${target} app_objects)
 endfunction()
 # Tests may run the program.
