@@ -171,7 +171,7 @@ static void accum_q8(float *acc, size_t ldacc, const float *factor, const float 
 
 static void kv_put_f16(uint8_t *row, const float *x, int d) {
     for (int i = 0; i < d; i++) {
-        uint16_t h = f32_to_f16(x[i]);
+        uint16_t h = fabsf(x[i]) > KERN_F16_MAX ? 0x7e00 : f32_to_f16(x[i]);
         memcpy(row + 2 * (size_t)i, &h, sizeof h);
     }
 }

@@ -77,6 +77,7 @@ typedef struct KqGroup {
 #define KERN_EXP_1   5.0000001201e-1f
 #define KERN_EXP_MIN -87.33654f
 #define KERN_EXP_MAX 88.37f
+#define KERN_F16_MAX 65519.996f /* the largest number that f16 rounds to a finite one */
 
 /* Interleaves up to 16 rows (starting at `rows`, row_bytes apart) into the form above; n_groups
  * groups. */
@@ -133,7 +134,8 @@ typedef struct KqGroup {
     X(accum_q8, void, \
       (float *acc, size_t ldacc, const float *factor, const float *s, size_t lds, int n_q, \
        const uint8_t *v, size_t v_stride, int n_pos, int d)) \
-    X(kv_put_f16, void, (uint8_t * row, const float *x, int d)) /* nearest even */ \
+    /* nearest even; what would become infinity becomes NaN, which no score can hide */ \
+    X(kv_put_f16, void, (uint8_t * row, const float *x, int d)) \
     /* scale = the f16 nearest to max|x| / 127, or the next one where 127 of it are less than \
      * max|x|; codes = x * (1 / scale) to the nearest even. NaN, infinity or a scale that overflows: \
      * codes 0, scale NaN */ \
