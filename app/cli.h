@@ -164,7 +164,7 @@ typedef struct CliSampling {
 /* Chooses the seed where it is -1; then says it on stderr, unless quiet. */
 void cli_seed(CliSampling *c, bool quiet);
 
-#define CLI_KV_TYPES "f16 q8"
+#define CLI_KV_TYPES "f16 q8 q4 k3 k2"
 #define CLI_KV_ROWS(k, v)                                                                            \
     {                                                                                                \
         "cache-type-k", "ctk", CLI_CHOICE, k, "TYPE", "type of the cache's keys", 0, 0, CLI_KV_TYPES \

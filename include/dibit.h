@@ -76,7 +76,8 @@ enum {
     DIBIT_ISA_AVX2 = 2,
     DIBIT_ISA_AVX512VNNI = 4,
     DIBIT_ISA_NEON = 8,
-    DIBIT_ISA_NEONDOT = 16
+    DIBIT_ISA_NEONDOT = 16,
+    DIBIT_ISA_AVX512BITALG = 32
 };
 
 /* Opens a GGUF file (the first of its shards where it is split). On success the caller owns *out
@@ -170,8 +171,10 @@ typedef struct DibitSampling {
 typedef struct DibitSessionOptions {
     int n_ctx;           /* positions; 0: the model's own limit */
     int n_batch;         /* tokens of one prefill pass; 0: 256 */
-    const char *cache_k; /* "f16" (default when NULL) or "q8" */
+    const char *cache_k; /* "f16" (default when NULL), "q8", "q4", "k3" or "k2" */
     const char *cache_v;
+    int cache_sinks;  /* positions that k2 and k3 keep in q8: the first ones (0: 4, -1: none) */
+    int cache_window; /* and the most recent ones, a multiple of 16 (0: 64, -1: none) */
     DibitSampling sampling;
 } DibitSessionOptions;
 

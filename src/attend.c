@@ -21,7 +21,8 @@ typedef struct State {
 
 typedef struct Tile {
     float *q, *s, *factor, *scale; /* (rows, d), (rows, KV_PAGE), (rows), (rows) */
-    int8_t *q8;                    /* (rows, KV_ROW_Q(d)) */
+    int8_t *q8, *lanes;            /* (rows, KV_ROW_Q(d)), (rows, d) */
+    int32_t *sum;                  /* (rows) */
     State now, span;
 } Tile;
 
@@ -46,8 +47,8 @@ static size_t state_floats(size_t rows, int d) {
 }
 
 static size_t tile_floats(size_t rows, int d) {
-    size_t q8 = rows * KV_ROW_Q(d) / sizeof(float);
-    return rows * ((size_t)d + KV_PAGE + 2) + q8 + 2 * state_floats(rows, d);
+    size_t q8 = rows * (KV_ROW_Q(d) + (size_t)d) / sizeof(float);
+    return rows * ((size_t)d + KV_PAGE + 3) + q8 + 2 * state_floats(rows, d);
 }
 
 static State state_at(float *p, size_t rows, int d) {
@@ -57,7 +58,9 @@ static State state_at(float *p, size_t rows, int d) {
 static Tile tile_at(float *p, size_t rows, int d) {
     Tile t = { .q = p, .s = p + rows * (size_t)d };
     t.q8 = (int8_t *)(t.s + rows * KV_PAGE);
-    t.factor = (float *)(t.q8 + rows * KV_ROW_Q(d));
+    t.lanes = t.q8 + rows * KV_ROW_Q(d);
+    t.sum = (int32_t *)(t.lanes + rows * (size_t)d);
+    t.factor = (float *)(t.sum + rows);
     t.scale = t.factor + rows;
     t.now = state_at(t.scale + rows, rows, d);
     t.span = state_at(t.scale + rows + state_floats(rows, d), rows, d);
@@ -88,9 +91,14 @@ static void load_queries(const AttendJob *j, Tile *t, int kv_head, int first, in
         for (size_t c = 0; c < rows; c++) t->q[(size_t)i * rows + c] = q[c] * j->scale;
     }
     for (int r = 0; int8 && r < n * j->group; r++) {
-        uint8_t *row = (uint8_t *)t->q8 + (size_t)r * KV_ROW_Q(d);
-        j->o->kern->kv_put_q8(row, t->q + (size_t)r * (size_t)d, d);
+        int8_t *row = t->q8 + (size_t)r * KV_ROW_Q(d), *lanes = t->lanes + (size_t)r * (size_t)d;
+        j->o->kern->kv_put_q8((uint8_t *)row, t->q + (size_t)r * (size_t)d, d);
         t->scale[r] = f16_to_f32(load_u16(row + d));
+        t->sum[r] = 0;
+        for (int c = 0; c < d; c++) {
+            lanes[c % (d / 4) * 4 + c / (d / 4)] = row[c];
+            t->sum[r] += row[c];
+        }
     }
 }
 
@@ -106,10 +114,12 @@ static int first_visible(const AttendJob *j, int token) {
     return j->window > 0 ? MAX(0, j->pos + token + 1 - j->window) : 0;
 }
 
-/* Scores become weights: of each row only its visible positions within p0..p1-1, else 0. */
-static void weigh(const AttendJob *j, Tile *t, State *st, int first, int n, int p0, int p1) {
+/* Scores of p0..p1-1 become weights: of each row only its visible positions from `from` on, else 0.
+ */
+static void weigh(const AttendJob *j, Tile *t, State *st, int first, int n, int p0, int from,
+                  int p1) {
     for (int i = 0; i < n; i++) {
-        int a = MIN(MAX(first_visible(j, first + i), p0), p1) - p0;
+        int a = MIN(MAX(first_visible(j, first + i), from), p1) - p0;
         int b = MAX(MIN(j->pos + first + i + 1, p1) - p0, a);
         for (int r = i * j->group; r < (i + 1) * j->group; r++) {
             float *s = t->s + (size_t)r * KV_PAGE;
@@ -121,21 +131,27 @@ static void weigh(const AttendJob *j, Tile *t, State *st, int first, int n, int 
     }
 }
 
-/* Positions p0..p1-1, all of one span, into a state that was reset. */
+/* Positions p..end-1, all of one span, into a state that was reset: in pieces that end with their
+ * page, and where the layer has records with the sinks and with the records. */
 static void attend_span(const AttendJob *j, Tile *t, State *st, int kv_head, int first, int n,
-                        int p0, int p1) {
+                        int p, int end) {
     const Cache *c = j->c;
-    const KvType *kt = kv_type(c->shape.type_k), *vt = kv_type(c->shape.type_v);
-    int d = c->shape.head_dim, rows = n * j->group, n_rows;
-    const KvQuery q = { t->q, t->q8, t->scale, (size_t)d, rows };
-    while (p0 < p1) {
-        const uint8_t *k = cache_k(c, j->layer, kv_head, p0, &n_rows);
-        const uint8_t *v = cache_v(c, j->layer, kv_head, p0, &n_rows);
-        n_rows = MIN(n_rows, p1 - p0);
-        kt->score(j->o->kern, t->s, KV_PAGE, &q, k, c->k_row, n_rows, d);
-        weigh(j, t, st, first, n, p0, p0 + n_rows);
-        vt->accum(j->o->kern, st->acc, t->factor, t->s, KV_PAGE, rows, v, c->v_row, n_rows, d);
-        p0 += n_rows;
+    const Kern *kern = j->o->kern;
+    int d = c->shape.head_dim, rows = n * j->group;
+    int records = cache_records_end(c, j->layer, j->pos + first + n - 1);
+    const KvQuery q = { t->q, t->q8, t->lanes, t->scale, t->sum, (size_t)d, rows };
+    while (p < end) {
+        int to = MIN(end, (p / KV_PAGE + 1) * KV_PAGE), p0 = p;
+        if (p < MIN(c->shape.sinks, records))
+            to = MIN(to, MIN(c->shape.sinks, records));
+        else if (p < records)
+            to = MIN(to, records), p0 = p - p % KV_BLOCK;
+        KvView k = cache_view(c, j->layer, 0, kv_head, p, p0, records);
+        KvView v = cache_view(c, j->layer, 1, kv_head, p, p0, records);
+        k.type->score(kern, t->s, KV_PAGE, &q, k.rows, k.row, to - p0, d);
+        weigh(j, t, st, first, n, p0, p, to);
+        v.type->accum(kern, st->acc, t->factor, t->s, KV_PAGE, rows, v.rows, v.row, to - p0, d);
+        p = to;
     }
 }
 
@@ -168,11 +184,13 @@ static bool stopped(const Ops *o) {
 static void tile_item(void *arg, int item, int thread) {
     const AttendJob *j = arg;
     int n_kv = j->c->shape.n_kv_heads, d = j->c->shape.head_dim, kv_head = item % n_kv;
-    int first = (j->n_tiles - 1 - item / n_kv) * j->tokens_per_tile; /* the longest come first */
-    int n = MIN(j->tokens_per_tile, j->n - first), rows = n * j->group;
+    int tile =
+        j->pos / j->tokens_per_tile + j->n_tiles - 1 - item / n_kv; /* the longest come first */
+    int first = MAX(tile * j->tokens_per_tile, j->pos) - j->pos;
+    int n = MIN((tile + 1) * j->tokens_per_tile - j->pos, j->n) - first, rows = n * j->group;
     int p = first_visible(j, first), end = j->pos + first + n;
     Tile t = tile_at(scratch_of(j->o, thread), tile_rows(j->group), d);
-    load_queries(j, &t, kv_head, first, n, kv_type(j->c->shape.type_k)->int8_query);
+    load_queries(j, &t, kv_head, first, n, kv_type(cache_type(j->c, j->layer, 0))->int8_query);
     state_reset(&t.now, rows, d);
     while (p < end && !stopped(j->o)) {
         int span_end = MIN(end, (p / SPAN + 1) * SPAN);
@@ -199,7 +217,7 @@ static void span_item(void *arg, int item, int thread) {
     int end = MIN(j->pos + 1, (j->first_span + span + 1) * SPAN);
     Tile t = tile_at(scratch_of(j->o, thread), tile_rows(j->group), d);
     State st = partial(j, kv_head, span);
-    load_queries(j, &t, kv_head, 0, 1, kv_type(j->c->shape.type_k)->int8_query);
+    load_queries(j, &t, kv_head, 0, 1, kv_type(cache_type(j->c, j->layer, 0))->int8_query);
     state_reset(&st, j->group, d);
     attend_span(j, &t, &st, kv_head, 0, 1, p, end);
 }
@@ -234,7 +252,10 @@ void op_attend(Ops *o, float *out, const float *q, const Cache *c, int layer, in
         pool_run(o->pool, merge_item, &j, n_kv);
         return;
     }
-    j.tokens_per_tile = MAX(1, TILE_ROWS / j.group);
-    j.n_tiles = (n + j.tokens_per_tile - 1) / j.tokens_per_tile;
+    /* tiles begin at multiples of their length and so lie within a block of positions, whose
+     * queries read the same records */
+    j.tokens_per_tile = KV_BLOCK;
+    while (j.tokens_per_tile > 1 && j.tokens_per_tile * j.group > TILE_ROWS) j.tokens_per_tile /= 2;
+    j.n_tiles = n ? (pos + n - 1) / j.tokens_per_tile - pos / j.tokens_per_tile + 1 : 0;
     pool_run(o->pool, tile_item, &j, j.n_tiles * n_kv);
 }

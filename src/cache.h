@@ -1,14 +1,23 @@
 /* cache.h - keys and values of one session. Owns the rows; others append and view.
- * A row is one head of one token of one side; rows of a layer and head lie in pages of KV_PAGE
- * positions. K and V have types of their own. All pages are there from cache_create on, so a step
- * allocates nothing. */
+ * A row is one head of one token of one side (K or V); rows of a layer and head lie in pages of
+ * KV_PAGE positions. All memory is there from cache_create on, so a step allocates nothing.
+ *
+ * The types k2 and k3 are records (kv23.h). Of them the first `sinks` positions and a window of
+ * recent ones are kept in q8 besides: query i reads key j in q8 if j < sinks or i / B - j / B <
+ * window / B (whole numbers, B = KV_BLOCK), else its record. The rule depends on positions alone,
+ * so prefill in any batches, decode and evaluation give the same results. A record is made from
+ * the q8 row, B positions before a query needs it. */
 #ifndef CACHE_H
 #define CACHE_H
+#include <stdatomic.h>
+
 #include "base.h"
 #include "kern/kern.h"
+#include "kv23.h"
 
-#define KV_PAGE    256 /* positions */
-#define KV_MAX_DIM 256 /* head_dim: a multiple of 8 up to this */
+#define KV_PAGE   256 /* positions */
+#define KV_SINKS  4   /* what dibit.h's zeros mean */
+#define KV_WINDOW 64
 #define KV_ROW_Q(d)                                                                                \
     (((size_t)(d) + 2 + 15) & ~(size_t)15) /* bytes of one int8 query, see KvQuery */
 
@@ -16,21 +25,25 @@
  * that multiply integers the same as int8 with a scale each. */
 typedef struct KvQuery {
     const float *f32;
-    const int8_t *q8; /* KV_ROW_Q(d) bytes apart */
+    const int8_t *q8;    /* KV_ROW_Q(d) bytes apart */
+    const int8_t *lanes; /* the same codes in the order of records: byte 4t + i is i * d / 4 + t */
     const float *scale;
+    const int32_t *sum; /* of the codes */
     size_t ld;
     int n;
 } KvQuery;
 
-typedef enum KvTypeId { KV_F16, KV_Q8, KV_N_TYPES } KvTypeId;
+typedef enum KvTypeId { KV_F16, KV_Q8, KV_Q4, KV_K3, KV_K2, KV_N_TYPES } KvTypeId;
 
-/* Row formats: f16: d halves. q8: d int8 codes, then one f16 scale (d + 2 bytes).
- * A new type is a row in the table of cache.c and its three kernels. */
+/* Row formats: docs/FORMAT.md. A new type is a row in the table of cache.c and its three kernels.
+ */
 typedef struct KvType {
     const char *name;
+    int bits;        /* of a record, or 0: a row for each position */
     bool int8_query; /* score reads q8 and scale, else f32 */
+    bool rotate;     /* rows are in the basis of basis.h */
     size_t (*row_bytes)(int head_dim);
-    void (*put)(const Kern *kern, uint8_t *row, const float *x, int d);
+    void (*put)(const Kern *kern, uint8_t *row, const float *x, int d); /* NULL for records */
     /* as score_* and accum_* of kern.h: s[j * lds + p], acc[j * d + c] */
     void (*score)(const Kern *kern, float *s, size_t lds, const KvQuery *q, const uint8_t *k,
                   size_t k_row, int n_pos, int d);
@@ -42,35 +55,70 @@ int kv_type_by_name(const char *name); /* -1 if unknown */
 
 typedef struct CacheShape {
     int n_layers, n_kv_heads, head_dim, n_ctx;
-    int type_k, type_v;
+    int type_k, type_v;              /* of all layers but those of: */
+    const uint8_t (*layer_types)[2]; /* (n_layers) K and V types, or NULL; copied */
+    int sinks, window; /* positions in q8 beside records; window a multiple of KV_BLOCK */
+    int n_batch;       /* most positions of one cache_put; 0: 256 */
 } CacheShape;
+
+typedef struct CachePage CachePage;
 
 typedef struct Cache {
     CacheShape shape;
-    size_t k_row, v_row; /* bytes */
-    int n_past;          /* positions that are filled, in every layer */
+    uint8_t *types;   /* (n_layers, 2) */
+    bool has_records; /* in any layer */
+    int n_past;       /* positions that are filled, in every layer */
+    int q8_from;      /* q8 rows of earlier positions are gone: their records are read */
     int n_pages;
-    size_t page_bytes;
-    /* page p: (n_layers, K then V, n_kv_heads, KV_PAGE, row bytes) */
-    uint8_t **pages;
+    CachePage **pages; /* page p: (n_layers, K then V, n_kv_heads, positions, row bytes) */
+    size_t *before[2]; /* (2 n_layers) row bytes of the sides before, records and rows apart */
+    int *q8_before;    /* (2 n_layers) sides with records before */
+    uint8_t *recent;   /* (sides with records, n_kv_heads, sinks + window, q8 row) */
+    uint8_t *fresh;    /* of the layer in hand: (2, n_kv_heads, fresh_len, q8 row) */
+    int fresh_from, fresh_len;
+    size_t page_total, recent_bytes, scratch_bytes;
+    T4Table *table;
+    atomic_int nonfinite;            /* a row with NaN or infinity came in */
+    atomic_long n_zero, n_saturated; /* as KvCount */
     const DibitAllocator *memory;
 } Cache;
 
-/* Bytes the rows of n_ctx positions will take, page rounding included: what cache_allocated() says
- * after cache_create. False when the shape is out of range or that wraps. */
+/* Bytes that the rows of n_ctx positions take, window and sinks counted: what cache_allocated()
+ * says after cache_create. False when the shape is out of range or that wraps. */
 bool cache_bytes(const CacheShape *s, size_t *n_bytes);
 /* On failure the cache is empty and cache_free() is fine. */
 int cache_create(Cache *c, const CacheShape *s, const DibitAllocator *memory, DibitError *err);
+/* A cache like src and with its content; whole pages are shared until one of the two writes there.
+ */
+int cache_fork(Cache *c, Cache *src, DibitError *err);
 void cache_free(Cache *c);
-/* Whether n more positions fit: DIBIT_E_CONTEXT naming the position when they do not. */
-int cache_reserve(const Cache *c, int n, DibitError *err);
-void cache_truncate(Cache *c, int n_past);
-/* Rows of one layer and head from position pos on: the pointer, and in *n how many lie one after
- * another (row bytes apart). */
-uint8_t *cache_k(const Cache *c, int layer, int head, int pos, int *n);
-uint8_t *cache_v(const Cache *c, int layer, int head, int pos, int *n);
+/* Whether n more positions fit: DIBIT_E_CONTEXT naming the position when they do not. Makes the
+ * pages that they will write its own. */
+int cache_reserve(Cache *c, int n, DibitError *err);
+/* Keeps the first n positions; returns how many it could keep: fewer where the q8 rows that the
+ * next position must read are gone, at most window + B fewer. Those tokens must be computed again.
+ */
+int cache_truncate(Cache *c, int n_past);
+/* After a pass that did not finish: as cache_truncate(c, c->n_past) when its rows may be damaged.
+ */
+void cache_recover(Cache *c);
+
+/* Rows of one side, of one type and one after another. */
+typedef struct KvView {
+    const KvType *type;
+    const uint8_t *rows;
+    size_t row;
+} KvView;
+int cache_type(const Cache *c, int layer, int side);
+/* Where the records that query i reads end; 0 if the layer has none. */
+int cache_records_end(const Cache *c, int layer, int i);
+/* The rows that hold position p of a side (0: K, 1: V), from position `start` on: p itself, or where
+ * p is read as a record (sinks <= p < records_end) the first one of its block of KV_BLOCK. They end
+ * with their page and with their kind: sinks, records, window. */
+KvView cache_view(const Cache *c, int layer, int side, int head, int p, int start, int records_end);
 /* Encodes n tokens' keys and values, (n, n_kv_heads, head_dim) each, at positions pos.. of a layer.
- * The caller raises n_past when all layers are done. */
+ * The caller raises n_past when all layers are done; op_attend of the layer must come before the
+ * next cache_put. */
 void cache_put(Cache *c, const Kern *kern, Pool *pool, int layer, int pos, int n, const float *k,
                const float *v);
 size_t cache_allocated(const Cache *c);

@@ -491,34 +491,43 @@ static void project_qkv(const Model *m, Scratch *s, const Layer *w, int n, int p
     op_rope(o, s->k, n, h->n_kv_heads, h->head_dim, pos, s->rope, h->n_rot, halves);
 }
 
-static int check_logits(const Model *m, const float *logits, int n, DibitError *err) {
-    if (all_finite(logits, (size_t)n * (size_t)m->hp.n_vocab)) return 0;
+static int not_finite(const Model *m, DibitError *err) {
     const char *name = model_find_nonfinite(m);
     if (name)
         return fail(err, DIBIT_E_NUMERIC, "%s: a weight is NaN or infinite; the file is damaged",
                     name);
     return fail(err, DIBIT_E_NUMERIC,
-                "the activations overflowed: logits are not finite although every weight is");
+                "the activations overflowed: they are not finite although every weight is");
 }
 
 static bool cancelled(const Ops *o) {
     return o->cancel && atomic_load_explicit(o->cancel, memory_order_relaxed);
 }
 
-int model_forward(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int n, float *logits,
-                  bool all, DibitError *err) {
+/* Keys, queries and values into the basis that the layer's types are stored in. */
+static void rotate_in(Scratch *s, const Hparams *h, const Cache *c, int layer, int n) {
+    if (kv_type(cache_type(c, layer, 0))->rotate) {
+        op_rotate(&s->ops, s->q, n * h->n_heads, h->head_dim, false);
+        op_rotate(&s->ops, s->k, n * h->n_kv_heads, h->head_dim, false);
+    }
+    if (kv_type(cache_type(c, layer, 1))->rotate)
+        op_rotate(&s->ops, s->v, n * h->n_kv_heads, h->head_dim, false);
+}
+
+static int pass(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int n, float *logits,
+                bool all, DibitError *err) {
     const Hparams *h = &m->hp;
     Ops *o = &s->ops;
     size_t e = (size_t)h->n_embd, q_width = (size_t)h->n_heads * (size_t)h->head_dim;
     size_t ff = (size_t)h->n_ff;
-    int n_new = n, pos = c->n_past, r = cache_reserve(c, n, err);
+    int pos = c->n_past;
     float *x = s->x, *q = s->q, scale = (float)(1.0 / sqrt(h->head_dim));
-    if (r != 0) return r;
     op_rows(o, x, &m->embed, ids, n);
     for (int l = 0; l < h->n_layers; l++) {
         const Layer *w = &m->layers[l];
         op_norm(o, s->t, x, w->attn_norm, n, h->n_embd, h->eps);
         project_qkv(m, s, w, n, pos);
+        rotate_in(s, h, c, l, n);
         cache_put(c, o->kern, o->pool, l, pos, n, s->k, s->v);
         if (l == h->n_layers - 1 && !(logits && all)) { /* the rest serves only the logits */
             int keep = logits ? 1 : 0, skip = n - keep;
@@ -529,6 +538,8 @@ int model_forward(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int 
             if (n == 0) break;
         }
         op_attend(o, s->att, q, c, l, pos, n, h->n_heads, scale, h->window);
+        if (kv_type(cache_type(c, l, 1))->rotate)
+            op_rotate(o, s->att, n * h->n_heads, h->head_dim, true);
         op_matmul(o, s->t, e, &w->o, s->att, n);
         op_add(o, x, s->t, n, h->n_embd);
         op_norm(o, s->t, x, w->ffn_norm, n, h->n_embd, h->eps);
@@ -544,7 +555,18 @@ int model_forward(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int 
         op_matmul(o, logits, (size_t)h->n_vocab, &m->output, s->t, n);
     }
     if (cancelled(o)) return fail(err, DIBIT_E_CANCELLED, "cancelled");
-    if (logits && (r = check_logits(m, logits, n, err)) != 0) return r;
-    c->n_past += n_new;
-    return 0;
+    if (logits && !all_finite(logits, (size_t)n * (size_t)h->n_vocab)) return not_finite(m, err);
+    return atomic_load(&c->nonfinite) ? not_finite(m, err) : 0;
+}
+
+int model_forward(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int n, float *logits,
+                  bool all, DibitError *err) {
+    int r = cache_reserve(c, n, err);
+    if (r != 0) return r;
+    r = pass(m, s, c, ids, n, logits, all, err);
+    if (r == 0)
+        c->n_past += n;
+    else
+        cache_recover(c);
+    return r;
 }

@@ -65,6 +65,8 @@ void op_norm(Ops *o, float *dst, const float *x, const float *w, int n, int widt
  * row p holds n_rot/2 cosines, then n_rot/2 sines. */
 void op_rope(Ops *o, float *x, int n, int n_heads, int head_dim, int pos, const float *table,
              int n_rot, int halves);
+/* Rotates n head vectors (n, head_dim) in place, forth or back: basis.h. */
+void op_rotate(Ops *o, float *x, int n, int head_dim, bool back);
 /* Attention of n new tokens, already in the cache at positions pos..pos+n-1, over everything before
  * and including each: out and q are (n, n_heads, head_dim). window > 0: only the last `window`
  * positions. The cache is walked in blocks of KV_PAGE positions with online softmax, blocks in

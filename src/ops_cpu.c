@@ -1,6 +1,7 @@
 /* ops_cpu.c - the operations of ops.h over the kernels and the thread pool (attention: attend.c).
  * The rule it keeps: an item of work computes whole outputs, each by one kernel call that does not
  * know how many tokens or items there are, so neither threads nor batches change a bit. */
+#include "basis.h"
 #include "ops.h"
 
 #include <assert.h>
@@ -395,4 +396,24 @@ void op_add(Ops *o, float *x, const float *y, int n, int width) {
 
 void op_add_bias(Ops *o, float *x, const float *bias, int n, int width) {
     for (int t = 0; t < n; t++) o->kern->add(x + (size_t)t * (size_t)width, bias, width);
+}
+
+typedef struct RotateJob {
+    float *x;
+    int n, head_dim;
+    bool back;
+} RotateJob;
+
+enum { ROTATE_ITEM = 64 }; /* vectors */
+
+static void rotate_item(void *arg, int item, int thread) {
+    const RotateJob *j = arg;
+    (void)thread;
+    for (int i = item * ROTATE_ITEM; i < MIN(j->n, (item + 1) * ROTATE_ITEM); i++)
+        basis_rotate(j->x + (size_t)i * (size_t)j->head_dim, j->head_dim, j->back);
+}
+
+void op_rotate(Ops *o, float *x, int n, int head_dim, bool back) {
+    RotateJob j = { x, n, head_dim, back };
+    pool_run(o->pool, rotate_item, &j, (n + ROTATE_ITEM - 1) / ROTATE_ITEM);
 }

@@ -5,18 +5,20 @@
 #include "session.h"
 
 static const char magic[8] = "DIBITSES";
-enum { VERSION = 1 };
+enum { VERSION = 2 };
 
 typedef struct SavedHeader { /* little-endian, no padding */
     char magic[8];
     uint32_t version, n_bytes; /* n_bytes: of this header */
     uint64_t model;
     uint32_t n_layers, n_kv_heads, head_dim, n_vocab;
-    char type_k[8], type_v[8]; /* padded with zeros */
+    char type_k[8], type_v[8]; /* of layer 0, padded with zeros */
+    uint64_t types;            /* hash of the types of all layers */
+    uint32_t sinks, window, q8_from, unused;
     uint32_t n_tokens, n_past;
     uint64_t cache_bytes;
 } SavedHeader;
-_Static_assert(sizeof(SavedHeader) == 72, "the header has no padding");
+_Static_assert(sizeof(SavedHeader) == 96, "the header has no padding");
 
 static uint64_t hash_u64(uint64_t seed, uint64_t v) {
     return hash64(seed, &v, sizeof v);
@@ -45,7 +47,13 @@ static uint64_t model_hash(const Model *m) {
     return h;
 }
 
-static SavedHeader make_header(const DibitSession *s, int n_tokens, int n_past) {
+static int count_run(void *arg, uint8_t *run, size_t n) {
+    (void)run;
+    *(uint64_t *)arg += n;
+    return 0;
+}
+
+static SavedHeader make_header(const DibitSession *s, int n_tokens, int n_past, int q8_from) {
     const CacheShape *c = &s->cache.shape;
     SavedHeader h = { .version = VERSION, .n_bytes = sizeof h };
     memcpy(h.magic, magic, sizeof magic);
@@ -54,12 +62,15 @@ static SavedHeader make_header(const DibitSession *s, int n_tokens, int n_past) 
     h.n_kv_heads = (uint32_t)c->n_kv_heads;
     h.head_dim = (uint32_t)c->head_dim;
     h.n_vocab = (uint32_t)s->engine->model.hp.n_vocab;
-    strncpy(h.type_k, kv_type(c->type_k)->name, sizeof h.type_k - 1);
-    strncpy(h.type_v, kv_type(c->type_v)->name, sizeof h.type_v - 1);
+    strncpy(h.type_k, kv_type(cache_type(&s->cache, 0, 0))->name, sizeof h.type_k - 1);
+    strncpy(h.type_v, kv_type(cache_type(&s->cache, 0, 1))->name, sizeof h.type_v - 1);
+    h.types = hash64(0, s->cache.types, 2 * (size_t)c->n_layers);
+    h.sinks = (uint32_t)c->sinks;
+    h.window = (uint32_t)c->window;
+    h.q8_from = (uint32_t)q8_from;
     h.n_tokens = (uint32_t)n_tokens;
     h.n_past = (uint32_t)n_past;
-    h.cache_bytes = (uint64_t)n_past * (uint64_t)c->n_layers * (uint64_t)c->n_kv_heads *
-                    (s->cache.k_row + s->cache.v_row);
+    cache_each_run(&s->cache, n_past, count_run, &h.cache_bytes);
     return h;
 }
 
@@ -82,7 +93,7 @@ static int put_run(void *arg, uint8_t *run, size_t n) {
 
 int dibit_save(const DibitSession *s, const char *path, DibitError *err) {
     Writing w = { .err = err };
-    SavedHeader h = make_header(s, s->n_tokens, s->cache.n_past);
+    SavedHeader h = make_header(s, s->n_tokens, s->cache.n_past, s->cache.q8_from);
     int r = file_create(&w.file, path, err);
     if (r != 0) return r;
     r = put(&w, &h, sizeof h);
@@ -127,15 +138,19 @@ static int check_header(const DibitSession *s, const FileMap *f, SavedHeader *h,
     if (h->n_tokens > (uint32_t)s->n_ctx)
         return fail(err, DIBIT_E_CONTEXT, "%s: %u tokens do not fit a context of %d", path,
                     h->n_tokens, s->n_ctx);
-    if (h->n_past > h->n_tokens || h->n_tokens - h->n_past > 1)
+    if (h->n_past > h->n_tokens || h->q8_from > h->n_past)
         return fail(err, DIBIT_E_FORMAT, "%s: %u tokens with a cache of %u", path, h->n_tokens,
                     h->n_past);
-    SavedHeader want = make_header(s, (int)h->n_tokens, (int)h->n_past);
+    SavedHeader want = make_header(s, (int)h->n_tokens, (int)h->n_past, (int)h->q8_from);
     if (h->model != want.model)
         return fail(err, DIBIT_E_FORMAT, "%s: it was saved with another model", path);
     if (memcmp(h->type_k, want.type_k, 8) != 0 || memcmp(h->type_v, want.type_v, 8) != 0)
         return fail(err, DIBIT_E_FORMAT, "%s: its cache types are %.7s and %.7s, not %s and %s",
                     path, h->type_k, h->type_v, want.type_k, want.type_v);
+    if (h->types != want.types || h->sinks != want.sinks || h->window != want.window)
+        return fail(err, DIBIT_E_FORMAT,
+                    "%s: its cache has other types in some layers, or %u sinks and a window of %u",
+                    path, h->sinks, h->window);
     size_t total = sizeof *h + (size_t)h->n_tokens * sizeof(int32_t) + 8;
     if (memcmp(h, &want, sizeof *h) != 0 || !size_add(total, want.cache_bytes, &total) ||
         f->size != total)
@@ -172,6 +187,7 @@ int dibit_restore(DibitSession *s, const char *path, DibitError *err) {
         cache_each_run(&s->cache, (int)h.n_past, copy_run, &read);
         s->n_tokens = (int)h.n_tokens;
         s->cache.n_past = (int)h.n_past;
+        s->cache.q8_from = (int)h.q8_from;
         s->has_logits = false;
         s->finish = NULL;
         s->utf8 = (Utf8Stream){ 0 };

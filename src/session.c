@@ -41,11 +41,11 @@ static size_t memory_available(void) {
 
 /* ---- create and free ---- */
 
-static int cache_type(const char *name, int *type, DibitError *err) {
+static int read_type(const char *name, int *type, DibitError *err) {
     *type = name ? kv_type_by_name(name) : KV_F16;
     if (*type >= 0) return 0;
-    return fail(err, DIBIT_E_ARGUMENT, "cache type \"%.40s\" is unknown; known are f16 and q8",
-                name);
+    return fail(err, DIBIT_E_ARGUMENT,
+                "cache type \"%.40s\" is unknown; known are f16, q8, q4, k3 and k2", name);
 }
 
 static int read_options(DibitSession *s, const DibitSessionOptions *opt, CacheShape *shape,
@@ -64,8 +64,11 @@ static int read_options(DibitSession *s, const DibitSessionOptions *opt, CacheSh
     *shape = (CacheShape){ .n_layers = h->n_layers, .n_kv_heads = h->n_kv_heads };
     shape->head_dim = h->head_dim;
     shape->n_ctx = s->n_ctx;
-    int r = cache_type(opt->cache_k, &shape->type_k, err);
-    return r ? r : cache_type(opt->cache_v, &shape->type_v, err);
+    shape->n_batch = s->n_batch;
+    shape->sinks = opt->cache_sinks < 0 ? 0 : opt->cache_sinks ? opt->cache_sinks : KV_SINKS;
+    shape->window = opt->cache_window < 0 ? 0 : opt->cache_window ? opt->cache_window : KV_WINDOW;
+    int r = read_type(opt->cache_k, &shape->type_k, err);
+    return r ? r : read_type(opt->cache_v, &shape->type_v, err);
 }
 
 /* The error for a context that does not fit; available is SIZE_MAX when an allocation failed. */
@@ -174,11 +177,25 @@ static int check_ids(const DibitSession *s, const int32_t *ids, size_t n, DibitE
     return 0;
 }
 
-/* Forgets all but the first n tokens. */
+/* Forgets all but the first n tokens. The cache may have to go back further: see cache_truncate().
+ */
 static void cut(DibitSession *s, int n) {
     s->n_tokens = n;
     cache_truncate(&s->cache, MIN(n, s->cache.n_past));
     s->has_logits = false;
+}
+
+/* Computes the tokens that the cache does not hold yet, with logits of the last one where wanted.
+ */
+static int catch_up(DibitSession *s, bool want_logits, DibitError *err) {
+    while (s->cache.n_past < s->n_tokens) {
+        int n = MIN(s->n_batch, s->n_tokens - s->cache.n_past);
+        bool last = want_logits && s->cache.n_past + n == s->n_tokens;
+        int r = run(s, s->tokens + s->cache.n_past, n, last ? s->scratch.logits : NULL, false, err);
+        if (r != 0) return r;
+        s->has_logits = last;
+    }
+    return 0;
 }
 
 /* What was said about the end of the text no longer holds. */
@@ -190,7 +207,7 @@ static void reopen(DibitSession *s) {
 /* Computes ids[from .. n) after the first `from` tokens, with logits of the last one. */
 static int prefill(DibitSession *s, const int32_t *ids, int from, int n, DibitError *err) {
     cut(s, from);
-    for (int i = from; i < n;) {
+    for (int i = s->cache.n_past; i < n;) {
         int k = MIN(s->n_batch, n - i);
         int r = run(s, ids + i, k, i + k == n ? s->scratch.logits : NULL, false, err);
         if (r != 0) return r;
@@ -249,10 +266,7 @@ int dibit_next(DibitSession *s, DibitPiece *piece, DibitError *err) {
     if (s->n_tokens == s->n_ctx) return finish(s, piece, -1, "length");
     if (!s->has_logits) { /* of the token sampled last, or of one whose logits nobody wanted */
         cache_truncate(&s->cache, MIN(s->cache.n_past, s->n_tokens - 1));
-        r = run(s, s->tokens + s->cache.n_past, s->n_tokens - s->cache.n_past, s->scratch.logits,
-                false, err);
-        if (r != 0) return r;
-        s->has_logits = true;
+        if ((r = catch_up(s, true, err)) != 0) return r;
     }
     int32_t id = sampler_next(&s->sampler, s->scratch.logits, s->tokens, (size_t)s->n_tokens);
     if (dibit_is_end(s->engine, id)) return finish(s, piece, id, "stop");
@@ -273,8 +287,7 @@ int dibit_forward(DibitSession *s, const int32_t *ids, size_t n, float *out, Dib
         return fail(err, DIBIT_E_CONTEXT, "%zu tokens after %d do not fit a context of %d", n,
                     s->n_tokens, s->n_ctx);
     if ((r = check_ids(s, ids, n, err)) != 0 || n == 0) return r;
-    if (s->cache.n_past < s->n_tokens) /* the token sampled last */
-        if ((r = run(s, s->tokens + s->cache.n_past, 1, NULL, false, err)) != 0) return r;
+    if ((r = catch_up(s, false, err)) != 0) return r; /* the token sampled last */
     reopen(s);
     s->has_logits = false;
     for (size_t i = 0; i < n;) {
