@@ -85,7 +85,11 @@ static void count_weights(Subject *s) {
 }
 
 static uint64_t kv_row_bytes(const char *type, int head_dim) {
-    return strcmp(type, "q8") == 0 ? (uint64_t)head_dim + 2 : 2 * (uint64_t)head_dim;
+    uint64_t d = (uint64_t)head_dim;
+    if (strcmp(type, "k2") == 0) return d / 4;
+    if (strcmp(type, "k3") == 0) return 3 * d / 8;
+    if (strcmp(type, "q4") == 0) return d / 2 + (d + 31) / 32 * 2;
+    return strcmp(type, "q8") == 0 ? d + 2 : 2 * d;
 }
 
 static void count_kv(const Args *a, Subject *s) {

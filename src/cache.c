@@ -134,6 +134,7 @@ static int side_type(const CacheShape *s, int layer, int side) {
 static const char *shape_fault(const CacheShape *s) {
     if (s->n_layers <= 0 || s->n_kv_heads <= 0 || s->n_ctx <= 0 || s->n_batch < 0)
         return "layers, heads and positions must be above 0";
+    if (s->n_layers > 1024) return "at most 1024 layers are supported";
     if (s->head_dim <= 0 || s->head_dim > KV_MAX_DIM || s->head_dim % 8 != 0)
         return "the head dimension must be a multiple of 8 up to 256";
     if (s->sinks < 0 || s->sinks > KV_PAGE || s->window < 0 || s->window % KV_BLOCK != 0)
@@ -141,8 +142,9 @@ static const char *shape_fault(const CacheShape *s) {
     for (int i = 0; i < 2 * s->n_layers; i++) {
         int t = side_type(s, i / 2, i % 2);
         if (t < 0 || t >= KV_N_TYPES) return "unknown type";
-        if (types[t].bits && s->head_dim % 16 != 0)
-            return "k2 and k3 need a head dimension that is a multiple of 16";
+        if (types[t].bits &&
+            (s->head_dim % 16 != 0 || s->head_dim < 32)) /* 8 steps for the scale */
+            return "k2 and k3 need a head dimension that is a multiple of 16, at least 32";
     }
     return NULL;
 }

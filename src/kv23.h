@@ -40,7 +40,7 @@ static inline int kv_scale_step(int g, int nb) {
     return (2 * g + 1) * nb / 16;
 }
 
-/* Bytes of one record; bits is 2 or 3, d a multiple of 16 up to KV_MAX_DIM. */
+/* Bytes of one record; bits is 2 or 3, d a multiple of 16 from 32 to KV_MAX_DIM. */
 static inline size_t kv_record_bytes(int bits, int d) {
     return (size_t)d * (size_t)bits / 8;
 }

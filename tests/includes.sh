@@ -10,7 +10,7 @@ headers='
 0  dibit.h
 1  base.h
 2  types.def codec.h
-3  kern.h gguf.h tokenizer.h vocab.h unicode.h sample.h chat.h cache.h kv23.h
+3  kern.h gguf.h tokenizer.h vocab.h unicode.h sample.h chat.h cache.h kv23.h basis.h
 4  ops.h
 5  model.h
 6  session.h

@@ -15,12 +15,13 @@ build() { # file, flags of its instruction set
     shift
     [ ! -f "$file" ] || $cc $flags "$@" -c "$file" -o "$objects/$(basename "$(dirname "$file")")_$(basename "$file").o"
 }
-for f in src/base src/kern/cpu src/kern/scalar src/kern/float_scalar tests/kern tests/kern_float; do build $f; done
-for f in src/types src/plain src/kquant src/scalar23; do build $f; done
+for f in src/base src/kern/cpu src/kern/scalar src/kern/float_scalar src/kern/kv_scalar tests/kern tests/kern_float; do build $f; done
+for f in src/kv23 src/types src/plain src/kquant src/scalar23; do build $f; done
 case $($cc -dumpmachine) in
 x86_64*)
-    for f in avx2 float_avx2; do build src/kern/$f $avx2; done
+    for f in avx2 float_avx2 kv_avx2; do build src/kern/$f $avx2; done
     for f in avx512vnni float_avx512; do build src/kern/$f $avx512; done
+    build src/kern/kv_avx512bitalg $avx512 -mavx512bitalg
     ;;
 aarch64*)
     for f in neon float_neon; do build src/kern/$f; done
