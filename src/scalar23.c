@@ -72,11 +72,13 @@ static inline float nearest_code(float t, float hi) {
     return (t + 12582912.0f) - 12582912.0f;
 }
 
-/* Squared errors of all 16 shifts at scale c, in units of (c + 4)^2: t is the weight on the code
- * axis of shift z. Sums run over inputs in order, lanes are shifts. */
-static void shift_errors(float *restrict error, const Source *s, float inv, float hi) {
-    float e[16] = { 0 };
-    for (int i = 0; i < S_GROUP; i++) {
+/* Adds the squared errors of inputs i0..i1-1 for all 16 shifts at scale c, in units of (c + 4)^2: t
+ * is the weight on the code axis of shift z. Sums run over inputs in order, lanes are shifts. */
+static void add_errors(float *restrict error, const Source *s, int i0, int i1, float inv,
+                       float hi) {
+    float e[16];
+    memcpy(e, error, sizeof e);
+    for (int i = i0; i < i1; i++) {
         float t0 = s->x[i] * inv + hi * 0.5f + 1.0f, w = s->w[i];
         for (int z = 0; z < 16; z++) {
             float t = t0 - 0.125f * (float)z;
@@ -87,19 +89,31 @@ static void shift_errors(float *restrict error, const Source *s, float inv, floa
     memcpy(error, e, sizeof e);
 }
 
-/* The (c, z) with the least error; the first of equals, in the order of c, then z. */
-static uint8_t best_cz(const Source *s, float hi, float *least) {
-    uint8_t cz = 0;
+static float smallest(const float *error) {
+    float m = error[0];
+    for (int z = 1; z < 16; z++) m = error[z] < m ? error[z] : m;
+    return m;
+}
+
+/* The (c, z) with the least error; among equals the smallest c, then z. A scale is given up when
+ * its partial sums, which only grow, have passed the least error: starting at a likely scale saves
+ * time and changes nothing. */
+static uint8_t best_cz(const Source *s, float hi, int likely, float *least) {
+    int best = 0;
     *least = INFINITY;
-    for (int c = 0; c < 16; c++) {
-        float error[16], step = (float)(c + 4);
-        shift_errors(error, s, 1.0f / step, hi);
+    for (int k = 0; k < 16; k++) {
+        int c = (likely + (k & 1 ? 16 - (k + 1) / 2 : k / 2)) % 16;
+        float error[16] = { 0 }, step = (float)(c + 4), square = step * step;
+        for (int i = 0; i < S_GROUP; i += 8) {
+            add_errors(error, s, i, i + 8, 1.0f / step, hi);
+            if (smallest(error) * square > *least) break;
+        }
         for (int z = 0; z < 16; z++) {
-            float e = error[z] * step * step;
-            if (e < *least) *least = e, cz = (uint8_t)(c | z << 4);
+            float e = error[z] * square;
+            if (e < *least || (e == *least && (c << 4 | z) < best)) *least = e, best = c << 4 | z;
         }
     }
-    return cz;
+    return (uint8_t)(best >> 4 | best << 4);
 }
 
 static void load_source(Source *s, const float *row, const float *importance, size_t cols, size_t g,
@@ -138,10 +152,13 @@ static void encode_row(int type, const Layout *l, uint8_t *tensor, uint8_t *scal
         uint16_t h = f32_to_f16(fminf(rms * factor * trials[t], 65504));
         if (h == 0) continue;
         double total = 0;
+        int likely = 7;
         for (size_t g = 0; g < l->n_groups; g++) {
             float e, df = f16_to_f32(h);
             load_source(&s, row, importance, cols, g, 1.0f / df);
-            group_at(l, tensor, r, g)[16 + 4 * (r % S_ROWS) + (size_t)t] = best_cz(&s, hi, &e);
+            uint8_t cz = best_cz(&s, hi, likely, &e);
+            group_at(l, tensor, r, g)[16 + 4 * (r % S_ROWS) + (size_t)t] = cz;
+            likely = cz & 15;
             total += (double)e * df * df;
         }
         if (total < least) least = total, d = h, best = t;
