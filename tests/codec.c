@@ -98,7 +98,7 @@ static void ggml_blocks(void **state) {
         const TypeInfo *t = type_by_name(name);
         uint8_t tensor[512];
         float y[512];
-        size_t n_bytes = strlen(hex) / 2, want;
+        size_t n_bytes = strlen(hex) / 2, want = 0;
         assert_true(n <= 512 && type_bytes(t, 1, n, &want));
         assert_int_equal(n_bytes, want);
         for (size_t i = 0; i < n_bytes; i++) {
