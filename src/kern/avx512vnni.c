@@ -62,12 +62,18 @@ INLINE __m512 half_floats(const void *p) {
 /* s[t] += codes v0..v1-1 * activations of token t */
 INLINE void dots(enum Type type, __m512i *s, int n, const uint8_t *p, int v0, int v1,
                  const int8_t *a, size_t ld) {
+    __m512i odd = _mm512_setzero_si512(); /* one token alone is two chains of sums */
 #pragma GCC unroll 8
     for (int v = v0; v < v1; v++) {
         __m512i w = codes(type, p, v);
+        if (n == 1 && v & 1) {
+            odd = _mm512_dpbusd_epi32(odd, w, dword((int)load_u32(a + 4 * v)));
+            continue;
+        }
         for (int t = 0; t < n; t++)
             s[t] = _mm512_dpbusd_epi32(s[t], w, dword((int)load_u32(a + (size_t)t * ld + 4 * v)));
     }
+    if (n == 1) s[0] = _mm512_add_epi32(s[0], odd);
 }
 
 /* Adds one group to acc[t] of n tokens; token t's activations are at a + t * ld. */
