@@ -374,6 +374,8 @@ static unsigned isa_mask(const char *isa) {
         { "scalar", DIBIT_ISA_SCALAR },
         { "avx2", DIBIT_ISA_SCALAR | DIBIT_ISA_AVX2 },
         { "avx512vnni", DIBIT_ISA_SCALAR | DIBIT_ISA_AVX2 | DIBIT_ISA_AVX512VNNI },
+        { "avx512bitalg",
+          DIBIT_ISA_SCALAR | DIBIT_ISA_AVX2 | DIBIT_ISA_AVX512VNNI | DIBIT_ISA_AVX512BITALG },
         { "neon", DIBIT_ISA_SCALAR | DIBIT_ISA_NEON },
         { "neondot", DIBIT_ISA_SCALAR | DIBIT_ISA_NEON | DIBIT_ISA_NEONDOT },
     };

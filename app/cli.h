@@ -99,7 +99,7 @@ typedef struct CliModel {
           NULL },                                                                                  \
     {                                                                                              \
         "isa", NULL, CLI_CHOICE, &(m)->isa, "NAME", "use no better instruction set than this", 0,  \
-            0, "scalar avx2 avx512vnni neon neondot"                                               \
+            0, "scalar avx2 avx512vnni avx512bitalg neon neondot"                                  \
     }
 #define CLI_MODEL_ROWS(m) CLI_MODEL_ROW(m), CLI_ENGINE_ROWS(m)
 

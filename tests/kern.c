@@ -498,8 +498,8 @@ static void run_table(Test *t, Options *o, const Check *c, size_t n, const Kern 
 }
 
 int main(int argc, char **argv) {
-    static const unsigned isas[] = { DIBIT_ISA_SCALAR, DIBIT_ISA_AVX2, DIBIT_ISA_AVX512VNNI,
-                                     DIBIT_ISA_NEON, DIBIT_ISA_NEONDOT };
+    static const unsigned isas[] = { DIBIT_ISA_SCALAR,       DIBIT_ISA_AVX2, DIBIT_ISA_AVX512VNNI,
+                                     DIBIT_ISA_AVX512BITALG, DIBIT_ISA_NEON, DIBIT_ISA_NEONDOT };
     Options o = { clock_ns(), 300, "", NULL, 0, 0 };
     Test t = { 0 };
     int opt;
@@ -530,6 +530,7 @@ int main(int argc, char **argv) {
         if (i > 0) {
             run_table(&t, &o, checks, ARRAY_LEN(checks), &weaker);
             run_table(&t, &o, float_checks, n_float_checks, &weaker);
+            run_table(&t, &o, kv_checks, n_kv_checks, &weaker);
         }
         run_table(&t, &o, values, ARRAY_LEN(values), NULL);
     }

@@ -15,7 +15,7 @@ build() { # file, flags of its instruction set
     shift
     [ ! -f "$file" ] || $cc $flags "$@" -c "$file" -o "$objects/$(basename "$(dirname "$file")")_$(basename "$file").o"
 }
-for f in src/base src/kern/cpu src/kern/scalar src/kern/float_scalar src/kern/kv_scalar tests/kern tests/kern_float; do build $f; done
+for f in src/base src/kern/cpu src/kern/scalar src/kern/float_scalar src/kern/kv_scalar tests/kern tests/kern_float tests/kern_kv; do build $f; done
 for f in src/kv23 src/types src/plain src/kquant src/scalar23; do build $f; done
 case $($cc -dumpmachine) in
 x86_64*)
