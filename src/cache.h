@@ -112,9 +112,9 @@ typedef struct KvView {
 int cache_type(const Cache *c, int layer, int side);
 /* Where the records that query i reads end; 0 if the layer has none. */
 int cache_records_end(const Cache *c, int layer, int i);
-/* The rows that hold position p of a side (0: K, 1: V), from position `start` on: p itself, or where
- * p is read as a record (sinks <= p < records_end) the first one of its block of KV_BLOCK. They end
- * with their page and with their kind: sinks, records, window. */
+/* The rows that hold position p of a side (0: K, 1: V), from position `start` on: p itself, or
+ * where p is read as a record (sinks <= p < records_end) the first one of its block of KV_BLOCK.
+ * They end with their page and with their kind: sinks, records, window. */
 KvView cache_view(const Cache *c, int layer, int side, int head, int p, int start, int records_end);
 /* Encodes n tokens' keys and values, (n, n_kv_heads, head_dim) each, at positions pos.. of a layer.
  * The caller raises n_past when all layers are done; op_attend of the layer must come before the

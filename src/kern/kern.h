@@ -84,8 +84,8 @@ typedef struct KqGroup {
 #define PACK_ARGS (uint8_t * dst, const uint8_t *rows, size_t row_bytes, int n_rows, int n_groups)
 
 #define SCORE_KV_ARGS                                                                              \
-    (float *s, size_t lds, const int8_t *q, size_t ldq, const float *q_scale, const int32_t *q_sum, \
-     int n_q, const uint8_t *blocks, int n_pos, int d)
+    (float *s, size_t lds, const int8_t *q, size_t ldq, const float *q_scale,                      \
+     const int32_t *q_sum, int n_q, const uint8_t *blocks, int n_pos, int d)
 #define ACCUM_KV_ARGS                                                                              \
     (float *acc, size_t ldacc, const float *factor, const float *s, size_t lds, int n_q,           \
      const uint8_t *blocks, int n_pos, int d)
@@ -151,32 +151,32 @@ typedef struct KqGroup {
     /* cost tables of a head vector: for step t and lane i 16 bytes, entry p the cost of coding \
      * w = x[i * nb + t] * inv as p, less the least, in 1/8 (k2) or 1/16 (k3), at most 63 */ \
     X(kv_luts, void, (uint8_t * lut, const float *x, float inv, int d, int bits)) \
-    /* one step of the beam search: the cost of each next byte is the least over the n survivors; those of \
-     * half 0 (0..127), 1 (128..255) or -1 (all) whose cost, less the least, does not pass the least limit \
-     * 0..63 that gives at least `beam` of them (else 63) survive, in order of their byte, at most 2 * beam. \
-     * Sums saturate at 255. Returns the number of new survivors */ \
+    /* one step of the beam search: the cost of each next byte is the least over the n survivors; \
+     * those of half 0 (0..127), 1 (128..255) or -1 (all) survive whose cost, less the least, does \
+     * not pass the least limit 0..63 that gives at least `beam` of them (else 63), in order of \
+     * their byte, at most 2 * beam. Sums saturate at 255. Returns their number */ \
     X(kv_step, int, \
-      (uint8_t * state, uint8_t *cost, const uint8_t *lut, const uint8_t *from, const uint8_t *from_cost, \
-       int n, int half, int beam, const uint8_t *table)) \
-    /* s[j * lds + p] = q[j] . k[p]: (unit[p] * q_scale[j]) * (float)dot. q[j] is int8 in lanes: byte 4t+i \
-     * is coordinate i * nb + t; q_sum its sum. Writes n_pos rounded up to 16 */ \
+      (uint8_t * state, uint8_t *cost, const uint8_t *lut, const uint8_t *from, \
+       const uint8_t *from_cost, int n, int half, int beam, const uint8_t *table)) \
+    /* s[j * lds + p] = q[j] . k[p]: (unit[p] * q_scale[j]) * (float)dot. q[j] is int8 in lanes: \
+     * byte 4t+i is coordinate i * nb + t; q_sum its sum. Writes n_pos rounded up to 16 */ \
     X(score_k2, void, SCORE_KV_ARGS) \
     X(score_k3, void, SCORE_KV_ARGS) \
-    /* acc[j * ldacc + c] = acc * factor[j] + step_j * (float)dot, dot = sum_p w[p] v[p][c] in integers: \
-     * the weights s[p] * unit[p] of a query are rounded to multiples of step_j, 1/16383 of the largest. \
-     * n_pos at most 256 */ \
+    /* acc[j * ldacc + c] = acc * factor[j] + step_j * (float)dot, dot = sum_p w[p] v[p][c] in \
+     * integers: the weights s[p] * unit[p] of a query are rounded to multiples of step_j, 1/16383 \
+     * of the largest. n_pos at most 256 */ \
     X(accum_k2, void, ACCUM_KV_ARGS) \
     X(accum_k3, void, ACCUM_KV_ARGS) \
-    /* q4 rows (kv_q4.inc). score: groups in order, sum += (q_scale[j] * scale) * (float)dot; accum: as \
-     * accum_q8 with v[p][c] = scale * (code - 8) rounded first */ \
+    /* q4 rows (kv_q4.inc). score: groups in order, sum += (q_scale[j] * scale) * (float)dot; \
+     * accum: as accum_q8 with v[p][c] = scale * (code - 8) rounded first */ \
     X(score_q4, void, \
       (float *s, size_t lds, const int8_t *q, size_t ldq, const float *q_scale, int n_q, \
        const uint8_t *k, size_t k_stride, int n_pos, int d)) \
     X(accum_q4, void, \
       (float *acc, size_t ldacc, const float *factor, const float *s, size_t lds, int n_q, \
        const uint8_t *v, size_t v_stride, int n_pos, int d)) \
-    /* each group's scale is the largest value over -8, -7.5, ... or -5.5, whichever errs least; NaN where \
-     * there is NaN or infinity */ \
+    /* each group's scale is the largest value over -8, -7.5, ... or -5.5, whichever errs least; \
+     * NaN where there is NaN or infinity */ \
     X(kv_put_q4, void, (uint8_t * row, const float *x, int d))
 
 // clang-format on
