@@ -5,7 +5,11 @@
 #include "vocab.h"
 #include "unicode.h"
 
-enum { MAX_TEXT = 65536, MAX_SPECIAL = 256 }; // bytes; real ones have at most a few hundred
+enum {
+    MAX_TEXT = 65536, // bytes; real ones have at most a few hundred
+    MAX_SPECIAL = 256,
+    MAX_PROBES = 256 // of a table at most half full; more is a set of texts made to collide
+};
 
 #define KEY "tokenizer.ggml."
 
@@ -15,12 +19,21 @@ static int no_memory(DibitError *err) {
 
 /* ---- text to id ---- */
 
-int32_t vocab_find(const Tokenizer *t, const char *text, size_t n) {
-    for (size_t i = hash64(0, text, n) & t->slot_mask; t->slots[i]; i = (i + 1) & t->slot_mask) {
-        const Token *k = &t->tokens[t->slots[i] - 1];
-        if (k->n_text == n && memcmp(k->text, text, n) == 0) return (int32_t)(t->slots[i] - 1);
+/* The slot that holds this text, or the free one where it would go; NULL after too many probes. */
+static uint32_t *token_slot(const Tokenizer *t, const char *text, size_t n) {
+    size_t at = (size_t)hash64(0, text, n);
+    for (int i = 0; i < MAX_PROBES; i++, at++) {
+        uint32_t *slot = &t->slots[at & t->slot_mask];
+        if (*slot == 0) return slot;
+        const Token *k = &t->tokens[*slot - 1];
+        if (k->n_text == n && memcmp(k->text, text, n) == 0) return slot;
     }
-    return -1;
+    return NULL;
+}
+
+int32_t vocab_find(const Tokenizer *t, const char *text, size_t n) {
+    const uint32_t *slot = token_slot(t, text, n);
+    return slot && *slot ? (int32_t)(*slot - 1) : -1;
 }
 
 /* A table of at least twice n entries, a power of two. */
@@ -38,12 +51,13 @@ static int index_tokens(Tokenizer *t, DibitError *err) {
     for (int32_t id = 0; id < t->n_vocab; id++) {
         const Token *k = &t->tokens[id];
         if (k->n_text == 0) continue;
-        size_t i = hash64(0, k->text, k->n_text) & t->slot_mask;
-        for (; t->slots[i]; i = (i + 1) & t->slot_mask) {
-            const Token *other = &t->tokens[t->slots[i] - 1];
-            if (other->n_text == k->n_text && memcmp(other->text, k->text, k->n_text) == 0) break;
-        }
-        t->slots[i] = (uint32_t)id + 1;
+        uint32_t *slot = token_slot(t, k->text, k->n_text);
+        if (!slot)
+            return fail(err, DIBIT_E_TOKENIZER,
+                        KEY "tokens: the texts of %d tokens collide in the look-up table; the file "
+                            "is damaged or forged",
+                        MAX_PROBES);
+        *slot = (uint32_t)id + 1;
     }
     return 0;
 }
@@ -230,19 +244,24 @@ static bool decode_alphabet(const Token *k, char *out, uint32_t *n_out) {
     return true;
 }
 
-static size_t pair_slot(const Tokenizer *t, int32_t left, int32_t right) {
+/* As token_slot, for the merge of a pair. */
+static uint32_t *pair_slot(const Tokenizer *t, int32_t left, int32_t right) {
     uint64_t h = ((uint64_t)(uint32_t)left << 32 | (uint32_t)right) * 0x9e3779b97f4a7c15u;
-    return (size_t)(h ^ h >> 32) & t->merge_mask;
+    size_t at = (size_t)(h ^ h >> 32);
+    for (int i = 0; i < MAX_PROBES; i++, at++) {
+        uint32_t *slot = &t->merge_slots[at & t->merge_mask];
+        if (*slot == 0) return slot;
+        const Merge *m = &t->merges[*slot - 1];
+        if (m->left == left && m->right == right) return slot;
+    }
+    return NULL;
 }
 
 int32_t vocab_merge(const Tokenizer *t, int32_t left, int32_t right, uint32_t *rank) {
-    for (size_t i = pair_slot(t, left, right); t->merge_slots[i]; i = (i + 1) & t->merge_mask) {
-        const Merge *m = &t->merges[t->merge_slots[i] - 1];
-        if (m->left != left || m->right != right) continue;
-        *rank = t->merge_slots[i] - 1;
-        return m->id;
-    }
-    return -1;
+    const uint32_t *slot = pair_slot(t, left, right);
+    if (!slot || *slot == 0) return -1;
+    *rank = *slot - 1;
+    return t->merges[*rank].id;
 }
 
 /* "left right", where left may start with a space. buf has room for the longest token. */
@@ -278,11 +297,13 @@ static int load_merges(Tokenizer *t, const Gguf *file, DibitError *err) {
                         KEY "merges: merge %u ('%.*s') is not two tokens that "
                             "form a third",
                         (unsigned)rank, (int)MIN(s.n, (size_t)64), s.s);
-        size_t i = pair_slot(t, m->left, m->right);
-        uint32_t earlier;
-        if (vocab_merge(t, m->left, m->right, &earlier) >= 0) continue; // the first one counts
-        while (t->merge_slots[i]) i = (i + 1) & t->merge_mask;
-        t->merge_slots[i] = rank + 1;
+        uint32_t *slot = pair_slot(t, m->left, m->right);
+        if (!slot)
+            return fail(err, DIBIT_E_TOKENIZER,
+                        KEY "merges: %d merges collide in the look-up table; the file is damaged "
+                            "or forged",
+                        MAX_PROBES);
+        if (*slot == 0) *slot = rank + 1; // of the same pair the first one counts
     }
     return 0;
 }

@@ -710,6 +710,81 @@ static void long_words(void **state) {
     free(text);
 }
 
+/* n texts of 9 bytes, no merges. With a mask, its bits are set in the hashes of all. */
+static GgufWriter *numbered(size_t n, uint64_t mask) {
+    char(*text)[10] = malloc(n * sizeof *text);
+    const char **list = malloc(n * sizeof *list);
+    unsigned number = 0;
+    for (size_t i = 0; i < n; i++) {
+        do snprintf(text[i], sizeof text[i], "%09u", number++);
+        while ((hash64(0, text[i], 9) & mask) != mask);
+        list[i] = text[i];
+    }
+    GgufWriter *w = writer("gpt2", "gpt-2");
+    put_list(w, "tokenizer.ggml.tokens", list, n);
+    put_list(w, "tokenizer.ggml.merges", NULL, 0);
+    free(list);
+    free(text);
+    return w;
+}
+
+/* Token k is k + 1 letters, so every two short ones merge: n pairs whose hashes have the mask's
+ * bits set. */
+static GgufWriter *colliding_merges(size_t n, uint64_t mask) {
+    enum { TOKENS = 800 };
+    static char letters[TOKENS + 1];
+    memset(letters, 'a', TOKENS);
+    GgufString tokens[TOKENS], *merges = malloc(n * sizeof *merges);
+    char *text = malloc(n * (TOKENS + 2)), *at = text;
+    size_t k = 0;
+    for (int i = 0; i < TOKENS; i++) tokens[i] = (GgufString){ letters, (size_t)i + 1 };
+    for (uint64_t i = 0; i < TOKENS; i++)
+        for (uint64_t j = 0; i + j + 2 <= TOKENS && k < n; j++) {
+            uint64_t h = (i << 32 | j) * 0x9e3779b97f4a7c15u;
+            if (((h ^ h >> 32) & mask) != mask) continue;
+            size_t length = (size_t)(i + j + 3);
+            memset(at, 'a', length);
+            at[i + 1] = ' ';
+            merges[k++] = (GgufString){ at, length };
+            at += length;
+        }
+    assert_int_equal(k, n);
+    GgufWriter *w = writer("gpt2", "gpt-2");
+    gguf_put_strings(w, "tokenizer.ggml.tokens", tokens, TOKENS);
+    gguf_put_strings(w, "tokenizer.ggml.merges", merges, n);
+    free(merges);
+    free(text);
+    return w;
+}
+
+static void accept(GgufWriter *w) {
+    Model m;
+    DibitError err = { 0 };
+    if (model_from_writer(&m, w, &err) < 0) fail_msg("%s", err.text);
+    model_close(&m);
+}
+
+/* Opening takes linear time whatever the texts and pairs are: 256 may share one slot of the tables,
+ * which have 1024 slots here, and one more is refused. */
+static void forged_vocabularies(void **state) {
+    (void)state;
+    accept(numbered(256, 1023));
+    refuse(numbered(257, 1023), "tokens: the texts of 256 tokens collide");
+    accept(colliding_merges(256, 1023));
+    refuse(colliding_merges(257, 1023), "merges: 256 merges collide");
+    enum { MANY = 200000 };
+    Model m;
+    Tokenizer *t;
+    assert_int_equal(model_from_writer(&m, numbered(MANY, 0), NULL), 0);
+    clock_t start = clock();
+    assert_int_equal(tokenizer_open(&t, m.file, NULL, NULL), 0);
+    double s = (double)(clock() - start) / CLOCKS_PER_SEC;
+    print_message("%d tokens opened in %.3f s\n", MANY, s);
+    assert_true(s < 1);
+    tokenizer_close(&t);
+    model_close(&m);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(vectors_gpt2),      cmocka_unit_test(vectors_spm),
@@ -719,7 +794,7 @@ int main(void) {
         cmocka_unit_test(whole_words),       cmocka_unit_test(capacity),
         cmocka_unit_test(spm_small),         cmocka_unit_test(spm_space_inside),
         cmocka_unit_test(wrong_files),       cmocka_unit_test(failing_memory),
-        cmocka_unit_test(long_words),
+        cmocka_unit_test(long_words),        cmocka_unit_test(forged_vocabularies),
     };
     return cmocka_run_group_tests_name("tokenizer", tests, NULL, NULL);
 }
