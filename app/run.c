@@ -110,6 +110,7 @@ static size_t printable(const Run *r, bool *stopped) {
 }
 
 static int hold(Run *r, const char *text, size_t n) {
+    if (n == 0) return 0;
     if (n > r->cap_held - r->n_held) {
         size_t cap = 2 * (r->n_held + n) + 64;
         char *more = realloc(r->held, cap);

@@ -254,7 +254,7 @@ static bool create_frame(Cache *c) {
 }
 
 int cache_create(Cache *c, const CacheShape *s, const DibitAllocator *memory, DibitError *err) {
-    *c = (Cache){ .shape = *s, .memory = memory };
+    *c = (Cache){ .shape = *s, .memory = memory, .n_records = INT_MAX };
     const char *fault = shape_fault(s);
     if (fault)
         return fail(err, DIBIT_E_UNSUPPORTED,
@@ -299,6 +299,8 @@ int cache_fork(Cache *c, Cache *src, DibitError *err) {
     if (c->recent) memcpy(c->recent, src->recent, c->recent_bytes);
     c->n_past = src->n_past;
     c->q8_from = src->q8_from;
+    c->ring_from = src->ring_from;
+    c->n_records = src->n_records;
     return 0;
 }
 
@@ -337,6 +339,12 @@ static bool layer_has_records(const Cache *c, int layer) {
     return types[cache_type(c, layer, 0)].bits || types[cache_type(c, layer, 1)].bits;
 }
 
+/* Records that a saved cache of n positions has: what its last query could read, and those of q8
+ * rows that are gone. The others can be made from the window. */
+static int records_saved(const Cache *c, int n, int ring_from) {
+    return n == 0 ? 0 : c->shape.window ? MAX(window_start(c, n - 1), ring_from) : n;
+}
+
 int cache_records_end(const Cache *c, int layer, int i) {
     if (!layer_has_records(c, layer)) return 0;
     if (!c->shape.window) return i + 1;
@@ -350,7 +358,7 @@ int cache_reserve(Cache *c, int n, DibitError *err) {
                     "%d tokens at position %d do not fit the context of %d; shorten the text or "
                     "raise -c",
                     n, c->n_past, c->shape.n_ctx);
-    int first = MIN(c->n_past, records_done(c, c->n_past)) / KV_PAGE;
+    int first = MIN(c->n_past, MIN(records_done(c, c->n_past), c->n_records)) / KV_PAGE;
     for (int p = first; n > 0 && p <= (c->n_past + n - 1) / KV_PAGE; p++) {
         CachePage *old = c->pages[p];
         if (atomic_load(&old->refs) == 1) continue;
@@ -365,10 +373,11 @@ int cache_reserve(Cache *c, int n, DibitError *err) {
 
 int cache_truncate(Cache *c, int n) {
     assert(n >= 0 && n <= c->n_past);
-    bool kept = !c->has_records || !c->shape.window ||
-                MAX(window_start(c, n), c->q8_from) >= MAX(window_start(c, c->n_past), c->q8_from);
+    bool kept =
+        !c->has_records || !c->shape.window || MAX(window_start(c, n), c->q8_from) >= c->ring_from;
     c->n_past = kept ? n : window_start(c, n);
     c->q8_from = kept ? MIN(c->q8_from, n) : c->n_past;
+    c->ring_from = kept ? MIN(c->ring_from, n) : c->n_past;
     return c->n_past;
 }
 
@@ -376,7 +385,28 @@ void cache_recover(Cache *c) {
     atomic_store(&c->nonfinite, 0);
     if (!c->has_records || !c->shape.window) return;
     c->n_past = MAX(window_start(c, c->n_past), MIN(c->q8_from, c->n_past));
-    c->q8_from = c->n_past;
+    c->n_past = MIN(c->n_past, c->n_records);
+    c->q8_from = c->ring_from = c->n_past;
+}
+
+void cache_advance(Cache *c, int n) {
+    c->n_past += n;
+    c->n_records = INT_MAX;
+    if (c->has_records && c->shape.window)
+        c->ring_from = MAX(c->ring_from, c->n_past - c->shape.window);
+}
+
+bool cache_can_restore(const Cache *c, int n_past, int q8_from, int ring_from) {
+    return q8_from >= 0 && q8_from <= ring_from && ring_from <= n_past &&
+           n_past <= c->shape.n_ctx &&
+           (!c->has_records || records_saved(c, n_past, ring_from) <= record_positions(&c->shape));
+}
+
+void cache_restored(Cache *c, int n_past, int q8_from, int ring_from) {
+    c->n_past = n_past;
+    c->q8_from = q8_from;
+    c->ring_from = ring_from;
+    c->n_records = records_saved(c, n_past, ring_from);
 }
 
 /* ---- rows ------------------------------------------------------------------------------------ */
@@ -448,7 +478,7 @@ static void put_recent(const PutJob *j, int side, int head) {
         j->kern->kv_put_q8(r, input(j, side, head, p - j->pos), d);
         if (p < c->shape.sinks) memcpy(sinks + (size_t)p * row, r, row);
     }
-    for (int p = MAX(j->pos, window_start(c, end)); w && p < end; p++)
+    for (int p = MAX(j->pos, end - w); p < end; p++)
         memcpy(ring + (size_t)(p % w) * row, fresh_at(c, side, head, p), row);
 }
 
@@ -484,7 +514,7 @@ static void put_item(void *arg, int item, int thread) {
     KvCount count = { 0 };
     (void)thread;
     if (t->bits) {
-        first = MAX(records_done(c, j->pos), c->q8_from);
+        first = MAX(MIN(records_done(c, j->pos), c->n_records), c->q8_from);
         end = records_done(c, end);
     }
     int block = first / CHUNK + chunk; /* a block of records belongs to one item */
@@ -503,25 +533,25 @@ static void put_item(void *arg, int item, int thread) {
 
 void cache_put(Cache *c, const Kern *kern, Pool *pool, int layer, int pos, int n, const float *k,
                const float *v) {
-    PutJob j = { c, kern, layer, pos, n, (n + CHUNK - 1) / CHUNK + 1, { k, v } };
+    PutJob j = { c, kern, layer, pos, n, (n + CHUNK - 1) / CHUNK + 2, { k, v } };
     assert(pos >= 0 && n >= 0 && n <= c->shape.n_ctx - pos);
     int heads = c->shape.n_kv_heads;
     if (layer_has_records(c, layer)) {
-        c->fresh_from = window_start(c, pos);
+        c->fresh_from = MIN(window_start(c, pos), c->n_records);
         assert(pos + n - c->fresh_from <= c->fresh_len);
         pool_run(n < CHUNK ? NULL : pool, recent_item, &j, 2 * heads);
     }
     pool_run(n < CHUNK && !c->has_records ? NULL : pool, put_item, &j, 2 * heads * j.n_chunks);
 }
 
-int cache_each_run(const Cache *c, int n_past, int (*fn)(void *arg, uint8_t *run, size_t n_bytes),
-                   void *arg) {
+int cache_each_run(const Cache *c, int n_past, int ring_from,
+                   int (*fn)(void *arg, uint8_t *run, size_t n_bytes), void *arg) {
     const CacheShape *s = &c->shape;
     assert(n_past >= 0 && n_past <= s->n_ctx);
     for (int i = 0; i < 2 * s->n_layers; i++)
         for (int head = 0; head < s->n_kv_heads; head++) {
             const KvType *t = &types[c->types[i]];
-            int n = t->bits ? up_to_block(records_done(c, n_past)) : n_past, r = 0;
+            int n = t->bits ? up_to_block(records_saved(c, n_past, ring_from)) : n_past, r = 0;
             size_t row = t->row_bytes(s->head_dim);
             for (int p = 0; p < n && r == 0; p += KV_PAGE)
                 r = fn(arg, row_at(c, i % 2, i / 2, head, p), (size_t)MIN(KV_PAGE, n - p) * row);

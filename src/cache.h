@@ -69,6 +69,8 @@ typedef struct Cache {
     bool has_records; /* in any layer */
     int n_past;       /* positions that are filled, in every layer */
     int q8_from;      /* q8 rows of earlier positions are gone: their records are read */
+    int ring_from;    /* the window holds q8 rows from here on */
+    int n_records;    /* records there are after a restore; INT_MAX: all that are due */
     int n_pages;
     CachePage **pages; /* page p: (n_layers, K then V, n_kv_heads, positions, row bytes) */
     size_t *before[2]; /* (2 n_layers) row bytes of the sides before, records and rows apart */
@@ -122,8 +124,14 @@ KvView cache_view(const Cache *c, int layer, int side, int head, int p, int star
 void cache_put(Cache *c, const Kern *kern, Pool *pool, int layer, int pos, int n, const float *k,
                const float *v);
 size_t cache_allocated(const Cache *c);
+/* Ends a pass: n more positions are filled. */
+void cache_advance(Cache *c, int n);
+/* Whether a saved state (the fields of these names) can be one of a cache like this. */
+bool cache_can_restore(const Cache *c, int n_past, int q8_from, int ring_from);
+/* Takes over the state whose rows cache_each_run() has written. */
+void cache_restored(Cache *c, int n_past, int q8_from, int ring_from);
 /* All bytes of the first n_past positions in a fixed order, for save and restore: calls fn for each
  * run of rows; a result other than 0 ends it and is returned. */
-int cache_each_run(const Cache *c, int n_past, int (*fn)(void *arg, uint8_t *run, size_t n_bytes),
-                   void *arg);
+int cache_each_run(const Cache *c, int n_past, int ring_from,
+                   int (*fn)(void *arg, uint8_t *run, size_t n_bytes), void *arg);
 #endif

@@ -565,7 +565,7 @@ int model_forward(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int 
     if (r != 0) return r;
     r = pass(m, s, c, ids, n, logits, all, err);
     if (r == 0)
-        c->n_past += n;
+        cache_advance(c, n);
     else
         cache_recover(c);
     return r;

@@ -14,7 +14,7 @@ typedef struct SavedHeader { /* little-endian, no padding */
     uint32_t n_layers, n_kv_heads, head_dim, n_vocab;
     char type_k[8], type_v[8]; /* of layer 0, padded with zeros */
     uint64_t types;            /* hash of the types of all layers */
-    uint32_t sinks, window, q8_from, unused;
+    uint32_t sinks, window, q8_from, ring_from;
     uint32_t n_tokens, n_past;
     uint64_t cache_bytes;
 } SavedHeader;
@@ -53,7 +53,8 @@ static int count_run(void *arg, uint8_t *run, size_t n) {
     return 0;
 }
 
-static SavedHeader make_header(const DibitSession *s, int n_tokens, int n_past, int q8_from) {
+static SavedHeader make_header(const DibitSession *s, int n_tokens, int n_past, int q8_from,
+                               int ring_from) {
     const CacheShape *c = &s->cache.shape;
     SavedHeader h = { .version = VERSION, .n_bytes = sizeof h };
     memcpy(h.magic, magic, sizeof magic);
@@ -68,9 +69,10 @@ static SavedHeader make_header(const DibitSession *s, int n_tokens, int n_past, 
     h.sinks = (uint32_t)c->sinks;
     h.window = (uint32_t)c->window;
     h.q8_from = (uint32_t)q8_from;
+    h.ring_from = (uint32_t)ring_from;
     h.n_tokens = (uint32_t)n_tokens;
     h.n_past = (uint32_t)n_past;
-    cache_each_run(&s->cache, n_past, count_run, &h.cache_bytes);
+    cache_each_run(&s->cache, n_past, ring_from, count_run, &h.cache_bytes);
     return h;
 }
 
@@ -93,12 +95,13 @@ static int put_run(void *arg, uint8_t *run, size_t n) {
 
 int dibit_save(const DibitSession *s, const char *path, DibitError *err) {
     Writing w = { .err = err };
-    SavedHeader h = make_header(s, s->n_tokens, s->cache.n_past, s->cache.q8_from);
+    SavedHeader h =
+        make_header(s, s->n_tokens, s->cache.n_past, s->cache.q8_from, s->cache.ring_from);
     int r = file_create(&w.file, path, err);
     if (r != 0) return r;
     r = put(&w, &h, sizeof h);
     if (r == 0) r = put(&w, s->tokens, (size_t)s->n_tokens * sizeof *s->tokens);
-    if (r == 0) r = cache_each_run(&s->cache, s->cache.n_past, put_run, &w);
+    if (r == 0) r = cache_each_run(&s->cache, s->cache.n_past, s->cache.ring_from, put_run, &w);
     if (r == 0) r = file_write(&w.file, &w.hash, sizeof w.hash, err);
     if (r == 0) return file_commit(&w.file, err);
     file_abort(&w.file);
@@ -138,10 +141,12 @@ static int check_header(const DibitSession *s, const FileMap *f, SavedHeader *h,
     if (h->n_tokens > (uint32_t)s->n_ctx)
         return fail(err, DIBIT_E_CONTEXT, "%s: %u tokens do not fit a context of %d", path,
                     h->n_tokens, s->n_ctx);
-    if (h->n_past > h->n_tokens || h->q8_from > h->n_past)
+    if (h->n_past > h->n_tokens || h->q8_from > h->ring_from || h->ring_from > h->n_past ||
+        !cache_can_restore(&s->cache, (int)h->n_past, (int)h->q8_from, (int)h->ring_from))
         return fail(err, DIBIT_E_FORMAT, "%s: %u tokens with a cache of %u", path, h->n_tokens,
                     h->n_past);
-    SavedHeader want = make_header(s, (int)h->n_tokens, (int)h->n_past, (int)h->q8_from);
+    SavedHeader want =
+        make_header(s, (int)h->n_tokens, (int)h->n_past, (int)h->q8_from, (int)h->ring_from);
     if (h->model != want.model)
         return fail(err, DIBIT_E_FORMAT, "%s: it was saved with another model", path);
     if (memcmp(h->type_k, want.type_k, 8) != 0 || memcmp(h->type_v, want.type_v, 8) != 0)
@@ -163,7 +168,7 @@ static int check_content(const DibitSession *s, const FileMap *f, const SavedHea
     const uint8_t *ids = f->data + sizeof *h;
     size_t n = (size_t)h->n_tokens * sizeof(int32_t);
     Reading r = { ids + n, hash64(hash64(0, h, sizeof *h), ids, n) };
-    cache_each_run(&s->cache, (int)h->n_past, hash_run, &r);
+    cache_each_run(&s->cache, (int)h->n_past, (int)h->ring_from, hash_run, &r);
     if (load_u64(r.at) != r.hash)
         return fail(err, DIBIT_E_FORMAT, "%s: the checksum is wrong; the file is damaged", path);
     for (uint32_t i = 0; i < h->n_tokens; i++)
@@ -184,10 +189,9 @@ int dibit_restore(DibitSession *s, const char *path, DibitError *err) {
         size_t n = (size_t)h.n_tokens * sizeof(int32_t);
         Reading read = { .at = ids + n };
         memcpy(s->tokens, ids, n);
-        cache_each_run(&s->cache, (int)h.n_past, copy_run, &read);
+        cache_each_run(&s->cache, (int)h.n_past, (int)h.ring_from, copy_run, &read);
         s->n_tokens = (int)h.n_tokens;
-        s->cache.n_past = (int)h.n_past;
-        s->cache.q8_from = (int)h.q8_from;
+        cache_restored(&s->cache, (int)h.n_past, (int)h.q8_from, (int)h.ring_from);
         s->has_logits = false;
         s->finish = NULL;
         s->utf8 = (Utf8Stream){ 0 };

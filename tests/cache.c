@@ -227,7 +227,7 @@ static void test_runs(void **state) {
                     memset(rows_of(&c, 0, layer, head, pos, &n), 0, K_ROW);
                     memset(rows_of(&c, 1, layer, head, pos, &n), 0, V_ROW);
                 }
-        assert_int_equal(cache_each_run(&c, n_past, mark_run, &r), 0);
+        assert_int_equal(cache_each_run(&c, n_past, 0, mark_run, &r), 0);
         assert_int_equal(r.n_bytes, (size_t)n_past * 3 * 2 * (K_ROW + V_ROW));
         for (int layer = 0; layer < 3; layer++)
             for (int head = 0; head < 2; head++)
@@ -239,7 +239,7 @@ static void test_runs(void **state) {
                 }
     }
     Runs stop = { .stop_at = 2 };
-    assert_int_equal(cache_each_run(&c, 600, mark_run, &stop), -7);
+    assert_int_equal(cache_each_run(&c, 600, 0, mark_run, &stop), -7);
     assert_int_equal(stop.n_runs, 2);
     cache_free(&c);
 }

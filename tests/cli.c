@@ -157,7 +157,7 @@ static void bad_requests_are_explained(void **state) {
     const char *text = write_file("short.txt", "short", 5);
     expect_error(run(NULL, "eval", "-m", tiny, "-f", text), "fewer than one window of 2048");
     const char *lines =
-        write_file("bad.jsonl", "{\"query\":\"a\",\"choices\":[\"b\"],\"gold\":1}\n", 41);
+        write_file("bad.jsonl", "{\"query\":\"a\",\"choices\":[\"b\"],\"gold\":1}\n", 39);
     expect_error(run(NULL, "eval", "-m", tiny, "--choices", lines), "line 1: \"gold\"");
     lines = write_file("worse.jsonl", "\n{nonsense\n", 11);
     expect_error(run(NULL, "eval", "-m", tiny, "--choices", lines), "line 2");

@@ -215,9 +215,11 @@ static void write_file(const char *path, const uint8_t *data, size_t n) {
 
 static void restored_sessions_go_on_alike(void **state) {
     (void)state;
-    static const char *const types[] = { "f16", "q8" };
+    static const char *const types[][2] = {
+        { "f16", "q8" }, { "q8", "f16" }, { "k3", "k2" }, { "k2", "f16" }, { "q4", "k3" },
+    };
     for (size_t t = 0; t < ARRAY_LEN(types); t++) {
-        DibitSessionOptions opt = { .n_ctx = 300, .cache_k = types[t], .cache_v = types[1 - t] };
+        DibitSessionOptions opt = { .n_ctx = 300, .cache_k = types[t][0], .cache_v = types[t][1] };
         DibitSession *s, *other;
         DibitError err = { 0 };
         DibitPiece piece, piece2;
@@ -239,6 +241,39 @@ static void restored_sessions_go_on_alike(void **state) {
         unlink(path_of("a"));
         dibit_session_free(&s);
         dibit_session_free(&other);
+    }
+}
+
+/* A session that filled its context goes on in a larger one as if it had been there all along:
+ * records that the small context had no room for are made from the window. */
+static void restored_in_a_larger_context(void **state) {
+    (void)state;
+    for (int n = 60; n <= 128; n += n < 110 ? 7 : 1) {
+        DibitSessionOptions opt = { .n_ctx = 128, .cache_k = "k3", .cache_v = "k2" };
+        DibitSession *small, *large, *restored;
+        DibitError err = { 0 };
+        DibitPiece piece, piece2;
+        int32_t a[128];
+        some_ids(a, 128, 9);
+        if (dibit_session_create(&small, engine, &opt, &err) != 0) die("%s", err.text);
+        opt.n_ctx = 256;
+        opt.sampling.temperature = 0.9f;
+        if (dibit_session_create(&large, engine, &opt, &err) != 0) die("%s", err.text);
+        if (dibit_session_create(&restored, engine, &opt, &err) != 0) die("%s", err.text);
+        expect_sync(small, a, (size_t)n, n);
+        expect_sync(large, a, (size_t)n, n);
+        if (dibit_save(small, path_of("d"), &err) != 0) die("%s", err.text);
+        if (dibit_restore(restored, path_of("d"), &err) != 0) die("%s", err.text);
+        for (int i = 0; i < 90; i++) {
+            int r = dibit_next(large, &piece, &err);
+            assert_int_equal(dibit_next(restored, &piece2, &err), r);
+            assert_int_equal(piece.id, piece2.id);
+            if (r != 1) break;
+        }
+        unlink(path_of("d"));
+        dibit_session_free(&small);
+        dibit_session_free(&large);
+        dibit_session_free(&restored);
     }
 }
 
@@ -500,6 +535,7 @@ int main(void) {
         cmocka_unit_test(generation_ends),
         cmocka_unit_test(cancel_stops_and_leaves_a_usable_session),
         cmocka_unit_test(restored_sessions_go_on_alike),
+        cmocka_unit_test(restored_in_a_larger_context),
         cmocka_unit_test(damaged_sessions_are_refused),
         cmocka_unit_test(another_model_is_refused),
         cmocka_unit_test(bad_models_are_refused),
