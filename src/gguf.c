@@ -13,6 +13,7 @@ enum {
     MAX_TENSORS = 1 << 18, /* in all shards together */
     MAX_SHARDS = 1024,
     MAX_KEY = 65535,
+    MAX_ALIGN = 1 << 20, /* a copy of the file pads its tensors to it */
     MAX_NAME = 64,
     MAX_PROBES = 128, /* a table a quarter full needs about 20; more is a forged set of names */
     MIN_VALUE_BYTES = 8 + 1 + 4 + 1,
@@ -272,9 +273,10 @@ static int find_alignment(Shard *s, const Values *values, DibitError *err) {
     s->align = 32;
     if (!v) return 0;
     uint32_t a = v->kind == GGUF_U32 ? load_u32(v->data) : 0;
-    if (a < 8 || (a & (a - 1)))
+    if (a < 8 || a > MAX_ALIGN || (a & (a - 1)))
         return fail(err, DIBIT_E_FORMAT,
-                    "%s: general.alignment must be a u32 power of two of at least 8", s->name);
+                    "%s: general.alignment must be a u32 power of two from 8 to %d", s->name,
+                    MAX_ALIGN);
     s->align = a;
     return 0;
 }
