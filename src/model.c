@@ -472,6 +472,10 @@ size_t scratch_bytes(const Scratch *s) {
 
 /* ---- the pass ---- */
 
+static void tap(const Scratch *s, ModelTap what, int layer, const float *x, int n) {
+    if (s->tap) s->tap(s->tap_user, what, layer, x, n);
+}
+
 static void project_qkv(const Model *m, Scratch *s, const Layer *w, int n, int pos) {
     const Hparams *h = &m->hp;
     Ops *o = &s->ops;
@@ -526,7 +530,11 @@ static int pass(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int n,
     for (int l = 0; l < h->n_layers; l++) {
         const Layer *w = &m->layers[l];
         op_norm(o, s->t, x, w->attn_norm, n, h->n_embd, h->eps);
+        tap(s, TAP_QKV, l, s->t, n);
         project_qkv(m, s, w, n, pos);
+        tap(s, TAP_Q, l, s->q, n);
+        tap(s, TAP_K, l, s->k, n);
+        tap(s, TAP_V, l, s->v, n);
         rotate_in(s, h, c, l, n);
         cache_put(c, o->kern, o->pool, l, pos, n, s->k, s->v);
         if (l == h->n_layers - 1 && !(logits && all)) { /* the rest serves only the logits */
@@ -540,18 +548,22 @@ static int pass(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int n,
         op_attend(o, s->att, q, c, l, pos, n, h->n_heads, scale, h->window);
         if (kv_type(cache_type(c, l, 1))->rotate)
             op_rotate(o, s->att, n * h->n_heads, h->head_dim, true);
+        tap(s, TAP_O, l, s->att, n);
         op_matmul(o, s->t, e, &w->o, s->att, n);
         op_add(o, x, s->t, n, h->n_embd);
         op_norm(o, s->t, x, w->ffn_norm, n, h->n_embd, h->eps);
+        tap(s, TAP_GATE_UP, l, s->t, n);
         op_matmul_many(o, 2, (float *[]){ s->gate, s->up }, (size_t[]){ ff, ff },
                        (const Weight *[]){ &w->gate, &w->up }, s->t, n);
         op_swiglu(o, s->gate, s->gate, s->up, n, h->n_ff);
+        tap(s, TAP_DOWN, l, s->gate, n);
         op_matmul(o, s->t, e, &w->down, s->gate, n);
         op_add(o, x, s->t, n, h->n_embd);
         if (cancelled(o)) break;
     }
     if (logits && !cancelled(o)) {
         op_norm(o, s->t, x, m->output_norm, n, h->n_embd, h->eps);
+        tap(s, TAP_OUTPUT, h->n_layers, s->t, n);
         op_matmul(o, logits, (size_t)h->n_vocab, &m->output, s->t, n);
     }
     if (cancelled(o)) return fail(err, DIBIT_E_CANCELLED, "cancelled");

@@ -57,9 +57,23 @@ void model_close(Model *m);
  */
 const char *model_find_nonfinite(const Model *m);
 
+/* What a pass shows to those who calibrate: rows of activations as they are about to be used. */
+typedef enum ModelTap {
+    TAP_QKV, /* (n, n_embd): input of attn_q, attn_k and attn_v */
+    TAP_Q,   /* (n, n_heads, head_dim), after RoPE, before any rotation for the cache */
+    TAP_K,   /* (n, n_kv_heads, head_dim), likewise */
+    TAP_V,
+    TAP_O,       /* (n, n_heads, head_dim): input of attn_output */
+    TAP_GATE_UP, /* (n, n_embd): input of ffn_gate and ffn_up */
+    TAP_DOWN,    /* (n, n_ff): input of ffn_down */
+    TAP_OUTPUT   /* (n, n_embd): input of the output matrix; layer is n_layers */
+} ModelTap;
+
 /* Activations of one session, allocated once. */
 typedef struct Scratch {
     Ops ops;
+    void (*tap)(void *user, ModelTap what, int layer, const float *x, int n); /* or NULL */
+    void *tap_user;
     float *x, *t, *q, *k, *v, *att, *gate, *up; /* (max_tokens, widths) */
     float *logits;                              /* (n_vocab) of the last token */
     float *rope;                                /* (n_ctx, n_rot) cosines and sines */
