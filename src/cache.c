@@ -494,8 +494,11 @@ static void put_record(const PutJob *j, int side, int head, int p, KvCount *coun
     }
     for (int i = 0; i < d; i++) x[i] = (float)(int8_t)row[i] * scale;
     if (p % KV_BLOCK == 0) memset(block, 0, KV_BLOCK * kv_record_bytes(bits, d));
-    kv23_encode(block, bits, p % KV_BLOCK, x, d, ENCODE_BEAM, ENCODE_TRIES, *c->table, j->kern,
-                count);
+    KvEncoder e = { bits, ENCODE_BEAM, ENCODE_TRIES, { 1, 1, 1, 1 }, c->table, j->kern };
+    if (c->shape.weights)
+        memcpy(e.weight, c->shape.weights[(2 * j->layer + side) * c->shape.n_kv_heads + head],
+               sizeof e.weight);
+    kv23_encode(&e, block, p % KV_BLOCK, x, d, count);
 }
 
 static void recent_item(void *arg, int item, int thread) {

@@ -57,8 +57,10 @@ typedef struct CacheShape {
     int n_layers, n_kv_heads, head_dim, n_ctx;
     int type_k, type_v;              /* of all layers but those of: */
     const uint8_t (*layer_types)[2]; /* (n_layers) K and V types, or NULL; copied */
-    int sinks, window; /* positions in q8 beside records; window a multiple of KV_BLOCK */
-    int n_batch;       /* most positions of one cache_put; 0: 256 */
+    const float (*weights)[4]; /* (n_layers, K and V, n_kv_heads) KvEncoder.weight, or NULL: ones;
+                                  not copied */
+    int sinks, window;         /* positions in q8 beside records; window a multiple of KV_BLOCK */
+    int n_batch;               /* most positions of one cache_put; 0: 256 */
 } CacheShape;
 
 typedef struct CachePage CachePage;

@@ -109,19 +109,20 @@ static void trace_back(uint8_t *code, const Trace *tr, int nb, const T4Table tab
 }
 
 /* The cheapest code bytes for scale byte b. */
-static void search(uint8_t *code, const float *x, int d, int bits, int b, int beam,
-                   const T4Table table, const Kern *kern) {
+static void search(const KvEncoder *e, uint8_t *code, const float *x, int d, int b) {
+    const Kern *kern = e->kern;
     int nb = d / 4, half[MAX_STEPS];
+    float inv = (e->bits == 2 ? KV_SCALE_K2 : KV_SCALE_K3) / kv_rms(b);
     Trace tr;
-    kern->kv_luts(tr.lut[0], x, (bits == 2 ? KV_SCALE_K2 : KV_SCALE_K3) / kv_rms(b), d, bits);
+    kern->kv_luts(tr.lut[0], x, inv, e->weight, d, e->bits);
     for (int t = 0; t < nb; t++) half[t] = -1;
     for (int g = 0; g < 8; g++) half[kv_scale_step(g, nb)] = b >> g & 1;
     tr.n[0] = 1;
     tr.state[0][0] = tr.cost[0][0] = 0;
     for (int t = 0; t < nb; t++)
         tr.n[t + 1] = kern->kv_step(tr.state[t + 1], tr.cost[t + 1], tr.lut[t], tr.state[t],
-                                    tr.cost[t], tr.n[t], half[t], beam, table[0][0]);
-    trace_back(code, &tr, nb, table);
+                                    tr.cost[t], tr.n[t], half[t], e->beam, (*e->table)[0][0]);
+    trace_back(code, &tr, nb, *e->table);
 }
 
 /* Value of lane i of a code in units of rms / KV_SCALE, the sign chosen for x where there is one.
@@ -134,15 +135,15 @@ static float value(uint32_t p, int i, int bits, float x) {
 }
 
 /* In double: a float's square neither overflows nor vanishes. */
-static double squared_error(const uint8_t *code, const float *x, int d, int bits, int b) {
-    int nb = d / 4;
+static double squared_error(const KvEncoder *k, const uint8_t *code, const float *x, int d, int b) {
+    int nb = d / 4, bits = k->bits;
     float unit = kv_rms(b) / (bits == 2 ? KV_SCALE_K2 : KV_SCALE_K3);
     double sum[4] = { 0 };
     for (int t = 0; t < nb; t++) {
         uint32_t p = t4(t ? code[t - 1] : 0, code[t]);
         for (int i = 0; i < 4; i++) {
             double e = x[i * nb + t] - value(p, i, bits, x[i * nb + t]) * unit;
-            sum[i] += e * e;
+            sum[i] += e * e * k->weight[i];
         }
     }
     return (sum[0] + sum[1]) + (sum[2] + sum[3]);
@@ -161,8 +162,7 @@ static void store(uint8_t *block, const uint8_t *code, const float *x, int d, in
     }
 }
 
-void kv23_encode(uint8_t *block, int bits, int r, const float *x, int d, int beam, int tries,
-                 const T4Table table, const Kern *kern, KvCount *count) {
+void kv23_encode(const KvEncoder *k, uint8_t *block, int r, const float *x, int d, KvCount *count) {
     uint8_t code[2][MAX_STEPS] = { { 0 } };
     double sum = 0, least = INFINITY;
     for (int i = 0; i < d; i++) sum += (double)x[i] * x[i];
@@ -172,11 +172,11 @@ void kv23_encode(uint8_t *block, int bits, int r, const float *x, int d, int bea
         count->n_zero += sum > 0;
     } else {
         count->n_saturated += rms > kv_rms(255) * 1.0219f;
-        for (int b = MAX(1, b0 - tries / 2); b <= MIN(255, b0 + tries / 2); b++) {
-            search(code[!best], x, d, bits, b, beam, table, kern);
-            double e = squared_error(code[!best], x, d, bits, b);
+        for (int b = MAX(1, b0 - k->tries / 2); b <= MIN(255, b0 + k->tries / 2); b++) {
+            search(k, code[!best], x, d, b);
+            double e = squared_error(k, code[!best], x, d, b);
             if (e < least) least = e, best = !best;
         }
     }
-    store(block, code[best], x, d, bits, r);
+    store(block, code[best], x, d, k->bits, r);
 }

@@ -51,10 +51,17 @@ typedef struct KvCount {
     uint64_t n_saturated; /* rms above it: stored with the largest scale */
 } KvCount;
 
-/* Encodes x (d values, finite) as record r of a block. `beam` survivors a step, 8 to 64; `tries`
- * scale bytes around the nearest, 1 or 3, of which the one with the least squared error is kept. */
-void kv23_encode(uint8_t *block, int bits, int r, const float *x, int d, int beam, int tries,
-                 const T4Table table, const struct Kern *kern, KvCount *count);
+typedef struct KvEncoder {
+    int bits, beam; /* survivors a step, 8 to 64 */
+    int tries; /* scale bytes around the nearest, 1 or 3, of which the one that errs least is kept
+                */
+    float weight[4]; /* of the squared errors of the four lanes: coordinates i * d / 4 and up */
+    const T4Table *table;
+    const struct Kern *kern;
+} KvEncoder;
+
+/* Encodes x (d values, finite) as record r of a block. */
+void kv23_encode(const KvEncoder *e, uint8_t *block, int r, const float *x, int d, KvCount *count);
 /* Decodes record r of a block to d values. */
 void kv23_decode(float *x, const uint8_t *block, int bits, int r, int d);
 /* The scale byte of record r. */

@@ -15,8 +15,11 @@ static void check_kv_luts(Test *t) {
     float *x = floats(t, (size_t)d, 0), inv = ldexpf(1 + rnd_f32(t) / 2, rnd_int(t, -3, 9));
     if (rnd(t) % 4 == 0) x[rnd_int(t, 0, d - 1)] = 3e30f;
     uint8_t *a = random_buffer(t, 16 * (size_t)d), *b = random_buffer(t, 16 * (size_t)d);
-    t->ref->kv_luts(a, x, inv, d, bits);
-    t->new->kv_luts(b, x, inv, d, bits);
+    float weight[4];
+    for (int i = 0; i < 4; i++)
+        weight[i] = rnd(t) % 2 ? 1 : ldexpf(1 + rnd_f32(t), rnd_int(t, -4, 3));
+    t->ref->kv_luts(a, x, inv, weight, d, bits);
+    t->new->kv_luts(b, x, inv, weight, d, bits);
     same_bytes(t, "lut", a, b, 16 * (size_t)d);
 }
 

@@ -31,7 +31,7 @@ static float gauss(void) {
 
 static KvCount encode(uint8_t *block, int bits, int r, const float *x, int d) {
     KvCount count = { 0 };
-    kv23_encode(block, bits, r, x, d, 8, 1, table, &kern, &count);
+    kv23_encode(&(KvEncoder){ bits, 8, 1, { 1, 1, 1, 1 }, &table, &kern }, block, r, x, d, &count);
     return count;
 }
 
@@ -199,10 +199,12 @@ static void test_equal(void **state) {
             uint8_t a[16 * 96] = { 0 }, b[16 * 96] = { 0 };
             KvCount count;
             for (int i = 0; i < d; i++) x[i] = gauss() * (i == round ? 12 : gain);
-            kv23_encode(a, bits, round % 16, x, d, 8 + round % 9, 1 + round / 2 % 2 * 2, table,
-                        &kern, &count);
-            kv23_encode(b, bits, round % 16, x, d, 8 + round % 9, 1 + round / 2 % 2 * 2, table,
-                        &fast, &count);
+            KvEncoder e = { bits, 8 + round % 9, 1 + round / 2 % 2 * 2, { 0 }, &table, &kern };
+            for (int i = 0; i < 4; i++)
+                e.weight[i] = round % 3 ? 1 : ldexpf(1.3f, rng >> 8 * i & 3);
+            kv23_encode(&e, a, round % 16, x, d, &count);
+            e.kern = &fast;
+            kv23_encode(&e, b, round % 16, x, d, &count);
             assert_memory_equal(a, b, sizeof a);
         }
     }

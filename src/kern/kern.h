@@ -149,8 +149,10 @@ typedef struct KqGroup {
     X(kv_put_q8, void, (uint8_t * row, const float *x, int d)) \
     /* ---- k2 and k3 records in blocks of 16 positions (kv23.h) ---- */ \
     /* cost tables of a head vector: for step t and lane i 16 bytes, entry p the cost of coding \
-     * w = x[i * nb + t] * inv as p, less the least, in 1/8 (k2) or 1/16 (k3), at most 63 */ \
-    X(kv_luts, void, (uint8_t * lut, const float *x, float inv, int d, int bits)) \
+     * w = x[i * nb + t] * inv as p, less the least, times weight[i], in 1/8 (k2) or 1/16 (k3), at \
+     * most 63 */ \
+    X(kv_luts, void, \
+      (uint8_t * lut, const float *x, float inv, const float *weight, int d, int bits)) \
     /* one step of the beam search: the cost of each next byte is the least over the n survivors; \
      * those of half 0 (0..127), 1 (128..255) or -1 (all) survive whose cost, less the least, does \
      * not pass the least limit 0..63 that gives at least `beam` of them (else 63), in order of \

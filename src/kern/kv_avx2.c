@@ -10,15 +10,14 @@
 
 /* ---- encoder ---- */
 
-static void kv_luts(uint8_t *lut, const float *x, float inv, int d, int bits) {
+static void kv_luts(uint8_t *lut, const float *x, float inv, const float *weight, int d, int bits) {
     int nb = d / 4;
     const __m256 first =
         bits == 2 ? _mm256_setr_ps(-4, -3, -2, -1, 0, 1, 2, 3)
                   : _mm256_setr_ps(4.25f, 3.25f, 2.25f, 1.25f, 0.25f, 0.75f, 1.75f, 2.75f);
     const __m256 last =
         _mm256_setr_ps(bits == 2 ? 4 : 3.75f, 1e9f, 1e9f, 1e9f, 1e9f, 1e9f, 1e9f, 1e9f);
-    const __m256 gain = _mm256_set1_ps(bits == 2 ? 8 : 16), most = _mm256_set1_ps(63);
-    const __m256 half = _mm256_set1_ps(0.5f);
+    const __m256 most = _mm256_set1_ps(63), half = _mm256_set1_ps(0.5f);
     for (int k = 0; k < d; k++, lut += 16) {
         float w = x[k % 4 * nb + k / 4] * inv, near;
         w = bits == 2 ? w : fabsf(w);
@@ -30,6 +29,7 @@ static void kv_luts(uint8_t *lut, const float *x, float inv, int d, int bits) {
             near = rintf((w - 0.25f) * 2);
             near = (near > 8 ? 8 : near < 0 ? 0 : near) * 0.5f + 0.25f;
         }
+        __m256 gain = _mm256_set1_ps((bits == 2 ? 8.0f : 16.0f) * weight[k % 4]);
         __m256 v = _mm256_set1_ps(w), least = _mm256_set1_ps((w - near) * (w - near));
         __m256 a = _mm256_sub_ps(v, first), b = _mm256_sub_ps(v, last);
         a = _mm256_mul_ps(_mm256_sub_ps(_mm256_mul_ps(a, a), least), gain);

@@ -7,7 +7,7 @@
 #include "kv23.h"
 #include "kv_q4.inc"
 
-static void kv_luts(uint8_t *lut, const float *x, float inv, int d, int bits) {
+static void kv_luts(uint8_t *lut, const float *x, float inv, const float *weight, int d, int bits) {
     int nb = d / 4;
     for (int k = 0; k < d; k++, lut += 16) { /* k = 4 t + lane */
         float w = x[k % 4 * nb + k / 4] * inv, f[9], least = 1e9f;
@@ -20,7 +20,7 @@ static void kv_luts(uint8_t *lut, const float *x, float inv, int d, int bits) {
         }
         memset(lut, 63, 16);
         for (int p = 0; p < 9; p++) {
-            float c = (f[p] - least) * (bits == 2 ? 8.0f : 16.0f);
+            float c = (f[p] - least) * ((bits == 2 ? 8.0f : 16.0f) * weight[k % 4]);
             if (c < 63) lut[p] = (uint8_t)(c + 0.5f);
         }
     }
