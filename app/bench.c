@@ -16,7 +16,8 @@ enum { MAX_MODELS = 16, MAX_REPETITIONS = 1000, MAX_TESTS = 2 * MAX_MODELS };
 typedef struct Args {
     CliTexts models;
     CliModel common;
-    const char *shape, *types, *head, *cache_k, *cache_v;
+    const char *shape, *types, *head;
+    CliKv kv;
     int n_vocab, n_prompt, n_gen, n_depth, n_batch, repetitions;
     bool json;
 } Args;
@@ -84,18 +85,17 @@ static void count_weights(Subject *s) {
     }
 }
 
-static uint64_t kv_row_bytes(const char *type, int head_dim) {
-    uint64_t d = (uint64_t)head_dim;
-    if (strcmp(type, "k2") == 0) return d / 4;
-    if (strcmp(type, "k3") == 0) return 3 * d / 8;
-    if (strcmp(type, "q4") == 0) return d / 2 + (d + 31) / 32 * 2;
-    return strcmp(type, "q8") == 0 ? d + 2 : 2 * d;
-}
-
-static void count_kv(const Args *a, Subject *s) {
-    uint64_t rows = (uint64_t)s->info.n_layers * (uint64_t)s->info.n_kv_heads;
-    s->kv_per_position = rows * (kv_row_bytes(a->cache_k, s->info.head_dim) +
-                                 kv_row_bytes(a->cache_v, s->info.head_dim));
+/* What a block of 16 positions more takes in the cache; its window in q8 is left out. */
+static int count_kv(const Args *a, Subject *s) {
+    DibitMemory less, more;
+    DibitError err = { 0 };
+    DibitSessionOptions so = { .n_ctx = a->kv.window + 16 };
+    cli_kv_options(&a->kv, &so);
+    if (dibit_session_memory(s->engine, &so, &less, &err) < 0) return cli_fail(&err);
+    so.n_ctx += 16;
+    if (dibit_session_memory(s->engine, &so, &more, &err) < 0) return cli_fail(&err);
+    s->kv_per_position = (more.kv - less.kv) / 16;
+    return 0;
 }
 
 /* Mean over the tokens of a test. */
@@ -130,12 +130,11 @@ static int open_file(const Args *a, Subject *s, const char *path) {
 static int prepare(const Args *a, Subject *s) {
     DibitError err = { 0 };
     int n_ctx = a->n_depth + MAX(MAX(a->n_prompt, a->n_gen), 1);
-    DibitSessionOptions so = {
-        .n_ctx = n_ctx, .n_batch = a->n_batch, .cache_k = a->cache_k, .cache_v = a->cache_v
-    };
+    DibitSessionOptions so = { .n_ctx = n_ctx, .n_batch = a->n_batch };
+    cli_kv_options(&a->kv, &so);
     dibit_model_info(s->engine, &s->info);
     count_weights(s);
-    count_kv(a, s);
+    if (count_kv(a, s) != 0) return 1;
     if (dibit_session_create(&s->session, s->engine, &so, &err) < 0) return cli_fail(&err);
     s->ids = malloc((size_t)n_ctx * sizeof *s->ids);
     if (!s->ids || !s->type) return cli_error("no memory for the benchmark's tokens");
@@ -279,10 +278,11 @@ static json_t *test_json(const Bench *b, const Test *t) {
     json_object_set_new(o, "bandwidth_4k_pages",
                         json_real(median(b->bandwidth[BANDWIDTH_SMALL_PAGES], b->n_measured)));
     json_t *more =
-        json_pack("{s:i,s:i,s:i,s:i,s:i,s:s,s:s,s:s,s:I,s:I,s:I,s:s}", "n_prompt",
+        json_pack("{s:i,s:i,s:i,s:i,s:i,s:s,s:s,s:i,s:i,s:s*,s:s,s:I,s:I,s:I,s:s}", "n_prompt",
                   t->decode ? 0 : t->n, "n_gen", t->decode ? t->n : 0, "n_depth", a->n_depth,
-                  "n_threads", s->info.n_threads, "repetitions", reps, "cache_type_k", a->cache_k,
-                  "cache_type_v", a->cache_v, "isa", s->info.isa, "n_params",
+                  "n_threads", s->info.n_threads, "repetitions", reps, "cache_type_k", a->kv.k,
+                  "cache_type_v", a->kv.v, "kv_sinks", a->kv.sinks, "kv_window", a->kv.window,
+                  "kv_layers", a->kv.layers, "isa", s->info.isa, "n_params",
                   (json_int_t)s->info.n_params, "weight_bytes", (json_int_t)s->info.weight_bytes,
                   "repacked_bytes", (json_int_t)s->info.repacked_bytes, "version", dibit_version());
     json_object_update(o, more);
@@ -299,8 +299,10 @@ static int report(const Bench *b) {
         return cli_print_json(list, true);
     }
     const Subject *first = &b->subjects[0];
-    printf("%d threads, %s, KV cache %s/%s; read bandwidth %.1f GB/s (4 KiB pages %.1f), medians\n",
-           first->info.n_threads, first->info.isa, b->a->cache_k, b->a->cache_v,
+    char kv[120];
+    cli_kv_text(&b->a->kv, kv, sizeof kv);
+    printf("%d threads, %s, KV cache %s; read bandwidth %.1f GB/s (4 KiB pages %.1f), medians\n",
+           first->info.n_threads, first->info.isa, kv,
            median(b->bandwidth[BANDWIDTH_AS_ALLOCATED], b->n_measured) * 1e-9,
            median(b->bandwidth[BANDWIDTH_SMALL_PAGES], b->n_measured) * 1e-9);
     printf("%-24s %-6s %9s %-14s %10s %8s %10s %7s\n", "model", "type", "MiB", "test", "tokens/s",
@@ -361,6 +363,8 @@ static int bench(const Args *a) {
 static int check(const Args *a) {
     if (a->shape && a->models.n) return cli_misuse("bench", "-m and --shape exclude each other");
     if (a->n_prompt + a->n_gen == 0) return cli_misuse("bench", "-p 0 and -n 0 leave no test");
+    int code = cli_kv_check("bench", &a->kv);
+    if (code != 0) return code;
     if (!a->shape) return 0;
     const char *names[32];
     int n = 0;
@@ -376,8 +380,7 @@ static int check(const Args *a) {
 int cmd_bench(int argc, char **argv) {
     Args a = { .types = "q4",
                .head = "q8",
-               .cache_k = "f16",
-               .cache_v = "f16",
+               .kv = CLI_KV_DEFAULT,
                .n_prompt = 512,
                .n_gen = 64,
                .repetitions = 5 };
@@ -402,7 +405,7 @@ int cmd_bench(int argc, char **argv) {
         { "repetitions", "r", CLI_INT, &a.repetitions, "N", "repetitions of each test", 1,
           MAX_REPETITIONS, NULL },
         CLI_ENGINE_ROWS(&a.common),
-        CLI_KV_ROWS(&a.cache_k, &a.cache_v),
+        CLI_KV_ROWS(&a.kv),
         CLI_JSON_ROW(&a.json),
         { .name = NULL },
     };

@@ -15,7 +15,8 @@
 typedef struct Args {
     CliModel model;
     CliSampling sampling;
-    const char *system, *style, *cache_k, *cache_v;
+    const char *system, *style;
+    CliKv kv;
     int n, n_ctx;
 } Args;
 
@@ -344,9 +345,8 @@ static int chat_with(const Args *a, DibitEngine *e) {
     DibitError err = { 0 };
     int code;
     dibit_model_info(e, &info);
-    DibitSessionOptions so = {
-        .n_ctx = a->n_ctx, .cache_k = a->cache_k, .cache_v = a->cache_v, .sampling = a->sampling.s
-    };
+    DibitSessionOptions so = { .n_ctx = a->n_ctx, .sampling = a->sampling.s };
+    cli_kv_options(&a->kv, &so);
     if (!c.messages)
         code = cli_error("no memory");
     else if (!info.has_tokenizer)
@@ -364,7 +364,7 @@ static int chat_with(const Args *a, DibitEngine *e) {
 }
 
 int cmd_chat(int argc, char **argv) {
-    Args a = { .sampling = CLI_SAMPLING_DEFAULT, .cache_k = "f16", .cache_v = "f16", .n = -1 };
+    Args a = { .sampling = CLI_SAMPLING_DEFAULT, .kv = CLI_KV_DEFAULT, .n = -1 };
     const CliOption options[] = {
         CLI_MODEL_ROWS(&a.model),
         { "system", NULL, CLI_TEXT, &a.system, "TEXT", "system message", 0, 0, NULL },
@@ -376,7 +376,7 @@ int cmd_chat(int argc, char **argv) {
         { "ctx-size", "c", CLI_INT, &a.n_ctx, "N", "context in tokens; 0: the model's own", 0,
           1 << 24, NULL },
         CLI_SAMPLING_ROWS(&a.sampling),
-        CLI_KV_ROWS(&a.cache_k, &a.cache_v),
+        CLI_KV_ROWS(&a.kv),
         { .name = NULL },
     };
     const CliCommand cmd = {
@@ -394,6 +394,7 @@ int cmd_chat(int argc, char **argv) {
     };
     int code;
     if (!cli_parse(&cmd, argc, argv, &code)) return code;
+    if ((code = cli_kv_check("chat", &a.kv)) != 0) return code;
     DibitEngine *e = NULL;
     code = cli_open(&e, &a.model);
     if (code == 0) {

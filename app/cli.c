@@ -408,6 +408,28 @@ int cli_open(DibitEngine **out, const CliModel *m) {
     return 0;
 }
 
+int cli_kv_check(const char *command, const CliKv *kv) {
+    if (kv->window % 16 != 0)
+        return cli_misuse(command, "--kv-window needs a multiple of 16, not %d", kv->window);
+    return 0;
+}
+
+void cli_kv_text(const CliKv *kv, char *buf, size_t cap) {
+    const char *layers = kv->layers ? kv->layers : "";
+    char recent[48] = "";
+    if (kv->k[0] == 'k' || kv->v[0] == 'k' || strchr(layers, 'k')) /* records */
+        snprintf(recent, sizeof recent, ", sinks %d, window %d", kv->sinks, kv->window);
+    snprintf(buf, cap, "%s/%s%s%s%s", kv->k, kv->v, recent, *layers ? ", layers " : "", layers);
+}
+
+void cli_kv_options(const CliKv *kv, DibitSessionOptions *opt) {
+    opt->cache_k = kv->k;
+    opt->cache_v = kv->v;
+    opt->cache_layers = kv->layers;
+    opt->cache_sinks = kv->sinks ? kv->sinks : -1; /* there 0 means the default */
+    opt->cache_window = kv->window ? kv->window : -1;
+}
+
 void cli_seed(CliSampling *c, bool quiet) {
     if (c->seed < 0) {
         uint64_t now[2] = { clock_ns(), (uint64_t)time(NULL) ^ ((uint64_t)getpid() << 32) };

@@ -164,15 +164,40 @@ typedef struct CliSampling {
 /* Chooses the seed where it is -1; then says it on stderr, unless quiet. */
 void cli_seed(CliSampling *c, bool quiet);
 
+/* The KV cache of a session. */
+typedef struct CliKv {
+    const char *k, *v, *layers; /* layers: of single layers, or NULL */
+    int sinks, window;          /* 0: none */
+} CliKv;
+#define CLI_KV_DEFAULT                                                                             \
+    { "f16", "f16", NULL, 4, 64 }
 #define CLI_KV_TYPES "f16 q8 q4 k3 k2"
-#define CLI_KV_ROWS(k, v)                                                                            \
-    {                                                                                                \
-        "cache-type-k", "ctk", CLI_CHOICE, k, "TYPE", "type of the cache's keys", 0, 0, CLI_KV_TYPES \
-    },                                                                                               \
-    {                                                                                                \
-        "cache-type-v", "ctv", CLI_CHOICE, v, "TYPE", "type of the cache's values", 0, 0,            \
-            CLI_KV_TYPES                                                                             \
+#define CLI_KV_MORE_ROWS(c)                                                                        \
+    { "kv-sinks",  NULL, CLI_INT,                                                                  \
+      &(c)->sinks, "N",  "first positions that k3 and k2 keep in q8; 0: none",                     \
+      0,           256,  NULL },                                                                   \
+        { "kv-window", NULL,                                                                       \
+          CLI_INT,     &(c)->window,                                                               \
+          "N",         "recent positions that they keep in q8, a multiple of 16; 0: none",         \
+          0,           1 << 24,                                                                    \
+          NULL },                                                                                  \
+    {                                                                                              \
+        "kv-layers", NULL, CLI_TEXT, &(c)->layers, "LIST",                                         \
+            "types of single layers, counted from 0: \"0,1=q4;5-7=k3/k2\" (keys/values)", 0, 0,    \
+            NULL                                                                                   \
     }
+#define CLI_KV_ROWS(c)                                                                             \
+    { "cache-type-k", "ctk", CLI_CHOICE, &(c)->k, "TYPE", "type of the cache's keys", 0, 0,        \
+      CLI_KV_TYPES },                                                                              \
+        { "cache-type-v", "ctv", CLI_CHOICE, &(c)->v, "TYPE", "type of the cache's values", 0, 0,  \
+          CLI_KV_TYPES },                                                                          \
+        CLI_KV_MORE_ROWS(c)
+/* Checks what the table cannot. Returns 0 or the exit code. */
+int cli_kv_check(const char *command, const CliKv *kv);
+/* "k3/k2, sinks 4, window 64, layers 0=q4" */
+void cli_kv_text(const CliKv *kv, char *buf, size_t cap);
+/* Sets the fields of the cache. */
+void cli_kv_options(const CliKv *kv, DibitSessionOptions *opt);
 
 /* ---- errors; each prints one line on stderr and returns the exit code ---- */
 int cli_error(const char *fmt, ...) __attribute__((format(printf, 1, 2))); /* 1 */

@@ -11,7 +11,8 @@ enum { MAX_SETTINGS = 16 };
 
 typedef struct Args {
     CliModel model;
-    const char *base, *file, *choices, *cache_k, *cache_v;
+    const char *base, *file, *choices;
+    CliKv kv; /* types: lists of them */
     int window, chunks, skip;
     bool json;
 } Args;
@@ -35,8 +36,8 @@ static int split(char *text, const char **out) {
 
 /* "f16,q8" and "f16,q8" are two settings; a single value goes with each of the other list. */
 static int pair_settings(const Args *a, Settings *s) {
-    s->text[0] = strdup(a->cache_k);
-    s->text[1] = strdup(a->cache_v);
+    s->text[0] = strdup(a->kv.k);
+    s->text[1] = strdup(a->kv.v);
     if (!s->text[0] || !s->text[1]) return cli_error("no memory");
     int nk = split(s->text[0], s->k), nv = split(s->text[1], s->v);
     if (nk < 1 || nv < 1)
@@ -44,6 +45,8 @@ static int pair_settings(const Args *a, Settings *s) {
     if (nk != nv && nk != 1 && nv != 1)
         return cli_misuse("eval", "-ctk has %d types and -ctv %d: give as many, or one", nk, nv);
     s->n = MAX(nk, nv);
+    if (a->choices && s->n > 1)
+        return cli_misuse("eval", "--choices takes one type with -ctk and -ctv");
     for (int i = nk; i < s->n; i++) s->k[i] = s->k[0];
     for (int i = nv; i < s->n; i++) s->v[i] = s->v[0];
     return 0;
@@ -69,13 +72,29 @@ static int set(json_t *o, const char *name, EvalValue v) {
            json_object_set_new(o, se, cli_number(v.se));
 }
 
+static CliKv setting(const Args *a, const char *k, const char *v) {
+    CliKv kv = a->kv;
+    kv.k = k;
+    kv.v = v;
+    return kv;
+}
+
+static int set_kv(json_t *o, const CliKv *kv) {
+    json_t *fields =
+        json_pack("{s:s,s:s,s:i,s:i,s:s*}", "cache_type_k", kv->k, "cache_type_v", kv->v,
+                  "kv_sinks", kv->sinks, "kv_window", kv->window, "kv_layers", kv->layers);
+    int rc = fields ? json_object_update(o, fields) : -1;
+    json_decref(fields);
+    return rc;
+}
+
 static json_t *result_json(const Args *a, const EvalResult *r, double seconds) {
-    json_t *o =
-        json_pack("{s:s,s:i,s:i,s:I,s:I,s:s,s:s,s:f}", "text", a->file, "window", a->window, "skip",
-                  a->skip, "windows", (json_int_t)r->n_windows, "tokens", (json_int_t)r->n_tokens,
-                  "cache_type_k", r->cache_k, "cache_type_v", r->cache_v, "seconds", seconds);
+    json_t *o = json_pack("{s:s,s:i,s:i,s:I,s:I,s:f}", "text", a->file, "window", a->window, "skip",
+                          a->skip, "windows", (json_int_t)r->n_windows, "tokens",
+                          (json_int_t)r->n_tokens, "seconds", seconds);
     if (!o) return NULL;
-    int rc = set(o, "ppl", r->ppl) | set(o, "top1_accuracy", r->top1_accuracy);
+    CliKv kv = setting(a, r->cache_k, r->cache_v);
+    int rc = set_kv(o, &kv) | set(o, "ppl", r->ppl) | set(o, "top1_accuracy", r->top1_accuracy);
     if (r->has_base) {
         rc |= set(o, "ppl_base", r->ppl_base) | set(o, "ppl_ratio", r->ppl_ratio);
         rc |= set(o, "kld_mean", r->kld_mean);
@@ -108,7 +127,10 @@ static void print_table(const Args *a, const EvalResult *r, int n, double second
     printf(", %.0f s\n", seconds);
     for (int i = 0; i < n; i++) {
         const EvalResult *p = &r[i];
-        printf("\nKV cache %s/%s\n", p->cache_k, p->cache_v);
+        CliKv kv = setting(a, p->cache_k, p->cache_v);
+        char text[120];
+        cli_kv_text(&kv, text, sizeof text);
+        printf("\nKV cache %s\n", text);
         printf("  perplexity          %10.4f +- %.4f\n", p->ppl.mean, p->ppl.se);
         printf("  top-1 accuracy      %10.4f +- %.4f\n", p->top1_accuracy.mean,
                p->top1_accuracy.se);
@@ -126,17 +148,27 @@ static void print_table(const Args *a, const EvalResult *r, int n, double second
     }
 }
 
+/* Settings and progress of both kinds of evaluation. */
+static EvalOptions options_of(const Args *a, const Settings *s, Display *d) {
+    DibitSessionOptions so;
+    cli_kv_options(&a->kv, &so);
+    return (EvalOptions){ .cache_k = (const char **)(uintptr_t)s->k,
+                          .cache_v = (const char **)(uintptr_t)s->v,
+                          .n_settings = s->n,
+                          .cache_sinks = so.cache_sinks,
+                          .cache_window = so.cache_window,
+                          .cache_layers = so.cache_layers,
+                          .progress = show,
+                          .user = d };
+}
+
 static int eval_ids(const Args *a, DibitEngine *e, DibitEngine *base, const int32_t *ids, size_t n,
                     const Settings *s) {
     Display d = { .what = "eval, windows" };
-    EvalOptions opt = { .window = a->window,
-                        .max_windows = a->chunks,
-                        .skip = a->skip,
-                        .cache_k = (const char **)(uintptr_t)s->k,
-                        .cache_v = (const char **)(uintptr_t)s->v,
-                        .n_settings = s->n,
-                        .progress = show,
-                        .user = &d };
+    EvalOptions opt = options_of(a, s, &d);
+    opt.window = a->window;
+    opt.max_windows = a->chunks;
+    opt.skip = a->skip;
     EvalResult results[MAX_SETTINGS];
     DibitError err = { 0 };
     cli_catch_interrupt(NULL);
@@ -238,25 +270,30 @@ static int read_questions(const Args *a, Questions *q) {
     return 0;
 }
 
-static int eval_choices(const Args *a, DibitEngine *e) {
+static int eval_choices(const Args *a, DibitEngine *e, const Settings *s) {
     Questions q = { 0 };
     Display d = { .what = "eval, questions" };
+    EvalOptions opt = options_of(a, s, &d);
+    CliKv kv = setting(a, s->k[0], s->v[0]);
     ChoiceResult r;
     DibitError err = { 0 };
     int code = read_questions(a, &q);
     cli_catch_interrupt(NULL);
-    if (code == 0 && evaluate_choices(e, q.items, q.n, show, &d, &r, &err) < 0) {
+    if (code == 0 && evaluate_choices(e, q.items, q.n, &opt, &r, &err) < 0) {
         cli_progress_clear(&d.progress);
         code = cli_fail(&err);
     } else if (code == 0) {
         cli_progress_clear(&d.progress);
         if (a->json) {
             json_t *o = json_pack("{s:s,s:i}", "choices", a->choices, "items", r.n_items);
+            if (o) set_kv(o, &kv);
             if (o) set(o, "acc_sum", r.acc_sum);
             if (o) set(o, "acc_norm", r.acc_norm);
             code = cli_print_json(o, true);
         } else {
-            printf("%s: %d questions\n", a->choices, r.n_items);
+            char text[120];
+            cli_kv_text(&kv, text, sizeof text);
+            printf("%s: %d questions, KV cache %s\n", a->choices, r.n_items, text);
             printf("  accuracy by summed log-likelihood    %.4f +- %.4f\n", r.acc_sum.mean,
                    r.acc_sum.se);
             printf("  accuracy by log-likelihood per byte  %.4f +- %.4f\n", r.acc_norm.mean,
@@ -278,11 +315,11 @@ static int check(const Args *a) {
     if (a->choices && a->base) return cli_misuse("eval", "--base needs a text (-f)");
     if (a->skip >= a->window)
         return cli_misuse("eval", "--skip %d leaves nothing of a window of %d", a->skip, a->window);
-    return 0;
+    return cli_kv_check("eval", &a->kv);
 }
 
 int cmd_eval(int argc, char **argv) {
-    Args a = { .window = 2048, .cache_k = "f16", .cache_v = "f16" };
+    Args a = { .window = 2048, .kv = CLI_KV_DEFAULT };
     const CliOption options[] = {
         CLI_MODEL_ROWS(&a.model),
         { "file", "f", CLI_FILE, &a.file, "FILE", "the text", 0, 0, NULL },
@@ -295,10 +332,11 @@ int cmd_eval(int argc, char **argv) {
           0, 0, NULL },
         { "choices", NULL, CLI_FILE, &a.choices, "FILE",
           "questions instead of a text: lines of {\"query\", \"choices\", \"gold\"}", 0, 0, NULL },
-        { "cache-type-k", "ctk", CLI_CHOICES, &a.cache_k, "TYPES", "types of the cache's keys", 0,
-          0, CLI_KV_TYPES },
-        { "cache-type-v", "ctv", CLI_CHOICES, &a.cache_v, "TYPES",
+        { "cache-type-k", "ctk", CLI_CHOICES, &a.kv.k, "TYPES", "types of the cache's keys", 0, 0,
+          CLI_KV_TYPES },
+        { "cache-type-v", "ctv", CLI_CHOICES, &a.kv.v, "TYPES",
           "and values; several are evaluated against one pass of the base", 0, 0, CLI_KV_TYPES },
+        CLI_KV_MORE_ROWS(&a.kv),
         CLI_JSON_ROW(&a.json),
         { .name = NULL },
     };
@@ -323,7 +361,7 @@ int cmd_eval(int argc, char **argv) {
     DibitEngine *e = NULL;
     code = pair_settings(&a, &s);
     if (code == 0) code = cli_open(&e, &a.model);
-    if (code == 0) code = a.choices ? eval_choices(&a, e) : eval_text(&a, e, &s);
+    if (code == 0) code = a.choices ? eval_choices(&a, e, &s) : eval_text(&a, e, &s);
     dibit_close(&e);
     free(s.text[0]);
     free(s.text[1]);

@@ -9,7 +9,8 @@ enum { CHUNK = 64, BEST = 10 };
 
 typedef struct Args {
     CliModel model;
-    const char *ids, *cache_k, *cache_v;
+    const char *ids;
+    CliKv kv;
     bool all, json;
 } Args;
 
@@ -74,7 +75,8 @@ static int logits_of(DibitEngine *e, const Args *a, const int32_t *ids, size_t n
     DibitError err = { 0 };
     DibitSession *s = NULL;
     dibit_model_info(e, &info);
-    DibitSessionOptions so = { .n_ctx = (int)n, .cache_k = a->cache_k, .cache_v = a->cache_v };
+    DibitSessionOptions so = { .n_ctx = (int)n };
+    cli_kv_options(&a->kv, &so);
     float *logits = mem_calloc(NULL, CHUNK * (size_t)info.n_vocab, sizeof *logits);
     int *best = mem_calloc(NULL, n, sizeof *best), rc = 1;
     if (!logits || !best)
@@ -97,14 +99,14 @@ static int logits_of(DibitEngine *e, const Args *a, const int32_t *ids, size_t n
 }
 
 int cmd_logits(int argc, char **argv) {
-    Args a = { .cache_k = "f16", .cache_v = "f16" };
+    Args a = { .kv = CLI_KV_DEFAULT };
     const CliOption options[] = {
         CLI_MODEL_ROWS(&a.model),
         { "ids", NULL, CLI_TEXT, &a.ids, "LIST", "token ids, comma-separated; taken as they are", 0,
           0, NULL },
         { "all", NULL, CLI_FLAG, &a.all, NULL, "print every position's logits, a line each", 0, 0,
           NULL },
-        CLI_KV_ROWS(&a.cache_k, &a.cache_v),
+        CLI_KV_ROWS(&a.kv),
         CLI_JSON_ROW(&a.json),
         { .name = NULL },
     };
@@ -123,6 +125,7 @@ int cmd_logits(int argc, char **argv) {
     };
     int code;
     if (!cli_parse(&cmd, argc, argv, &code)) return code;
+    if ((code = cli_kv_check("logits", &a.kv)) != 0) return code;
     if (!a.ids) return cli_misuse("logits", "--ids is missing");
     size_t n;
     int32_t *ids = cli_parse_ids(a.ids, &n);

@@ -10,7 +10,8 @@
 typedef struct Args {
     CliModel model;
     CliSampling sampling;
-    const char *prompt, *file, *system, *style, *cache_k, *cache_v;
+    const char *prompt, *file, *system, *style;
+    CliKv kv;
     int n, n_ctx, n_batch;
     bool echo, special, json;
     CliTexts stops;
@@ -252,9 +253,8 @@ static int run_model(const Args *a, DibitEngine *e) {
     if (!ids) return 1;
     DibitSessionOptions so = { .n_ctx = a->n_ctx,
                                .n_batch = a->n_batch,
-                               .cache_k = a->cache_k,
-                               .cache_v = a->cache_v,
                                .sampling = a->sampling.s };
+    cli_kv_options(&a->kv, &so);
     if (dibit_session_create(&r.session, e, &so, &err) < 0) {
         code = cli_fail(&err);
     } else {
@@ -269,7 +269,7 @@ static int run_model(const Args *a, DibitEngine *e) {
 }
 
 int cmd_run(int argc, char **argv) {
-    Args a = { .sampling = CLI_SAMPLING_DEFAULT, .cache_k = "f16", .cache_v = "f16", .n = 256 };
+    Args a = { .sampling = CLI_SAMPLING_DEFAULT, .kv = CLI_KV_DEFAULT, .n = 256 };
     const CliOption options[] = {
         CLI_MODEL_ROWS(&a.model),
         { "prompt", "p", CLI_TEXT, &a.prompt, "TEXT", "the text to continue", 0, 0, NULL },
@@ -294,7 +294,7 @@ int cmd_run(int argc, char **argv) {
           "take special tokens' names in the prompt as the tokens", 0, 0, NULL },
         { "echo", NULL, CLI_FLAG, &a.echo, NULL, "print the prompt in front of its continuation", 0,
           0, NULL },
-        CLI_KV_ROWS(&a.cache_k, &a.cache_v),
+        CLI_KV_ROWS(&a.kv),
         CLI_JSON_ROW(&a.json),
         { .name = NULL },
     };
@@ -315,6 +315,7 @@ int cmd_run(int argc, char **argv) {
     if (!cli_parse(&cmd, argc, argv, &code)) return code;
     if (a.prompt && a.file) return cli_misuse("run", "-p and -f exclude each other");
     if (a.style && !a.system) a.system = "";
+    if ((code = cli_kv_check("run", &a.kv)) != 0) return code;
     for (int i = 0; i < a.stops.n; i++)
         if (!a.stops.at[i][0]) return cli_misuse("run", "--stop: the text is empty");
     DibitEngine *e = NULL;

@@ -175,6 +175,10 @@ typedef struct DibitSessionOptions {
     const char *cache_v;
     int cache_sinks;  /* positions that k2 and k3 keep in q8: the first ones (0: 4, -1: none) */
     int cache_window; /* and the most recent ones, a multiple of 16 (0: 64, -1: none) */
+    /* Types of single layers, which are counted from 0: "0,1=q4;5-7=k3/k2" gives layers 0 and 1
+     * both sides in q4, layers 5 to 7 keys in k3 and values in k2. NULL or "": none. Of several
+     * entries for a layer the last one counts. */
+    const char *cache_layers;
     DibitSampling sampling;
 } DibitSessionOptions;
 

@@ -134,7 +134,7 @@ static int side_type(const CacheShape *s, int layer, int side) {
 static const char *shape_fault(const CacheShape *s) {
     if (s->n_layers <= 0 || s->n_kv_heads <= 0 || s->n_ctx <= 0 || s->n_batch < 0)
         return "layers, heads and positions must be above 0";
-    if (s->n_layers > 1024) return "at most 1024 layers are supported";
+    if (s->n_layers > KV_MAX_LAYERS) return "at most 1024 layers are supported";
     if (s->head_dim <= 0 || s->head_dim > KV_MAX_DIM || s->head_dim % 8 != 0)
         return "the head dimension must be a multiple of 8 up to 256";
     if (s->sinks < 0 || s->sinks > KV_PAGE || s->window < 0 || s->window % KV_BLOCK != 0)

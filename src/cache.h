@@ -15,9 +15,10 @@
 #include "kern/kern.h"
 #include "kv23.h"
 
-#define KV_PAGE   256 /* positions */
-#define KV_SINKS  4   /* what dibit.h's zeros mean */
-#define KV_WINDOW 64
+#define KV_PAGE       256 /* positions */
+#define KV_MAX_LAYERS 1024
+#define KV_SINKS      4 /* what dibit.h's zeros mean */
+#define KV_WINDOW     64
 #define KV_ROW_Q(d)                                                                                \
     (((size_t)(d) + 2 + 15) & ~(size_t)15) /* bytes of one int8 query, see KvQuery */
 

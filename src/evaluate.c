@@ -374,6 +374,15 @@ static int make_buffers(Eval *e, bool has_base, DibitError *err) {
     return ok ? 0 : fail(err, DIBIT_E_MEMORY, "no memory for the logits of %d positions", e->chunk);
 }
 
+/* The KV setting number k. */
+static void set_cache(DibitSessionOptions *so, const EvalOptions *opt, int k) {
+    so->cache_k = opt->n_settings && opt->cache_k ? opt->cache_k[k] : NULL;
+    so->cache_v = opt->n_settings && opt->cache_v ? opt->cache_v[k] : NULL;
+    so->cache_sinks = opt->cache_sinks;
+    so->cache_window = opt->cache_window;
+    so->cache_layers = opt->cache_layers;
+}
+
 static int make_sessions(Eval *e, DibitEngine *base, const EvalOptions *opt, DibitError *err) {
     DibitModelInfo info;
     dibit_model_info(e->model, &info);
@@ -381,8 +390,7 @@ static int make_sessions(Eval *e, DibitEngine *base, const EvalOptions *opt, Dib
     int r = pool_create(&e->pool, info.n_threads, NULL, err);
     if (r == 0 && base) r = dibit_session_create(&e->base, base, &so, err);
     for (int k = 0; k < e->n_settings && r == 0; k++) {
-        so.cache_k = opt->n_settings && opt->cache_k ? opt->cache_k[k] : NULL;
-        so.cache_v = opt->n_settings && opt->cache_v ? opt->cache_v[k] : NULL;
+        set_cache(&so, opt, k);
         r = dibit_session_create(&e->sessions[k], e->model, &so, err);
     }
     return r;
@@ -521,13 +529,13 @@ static int score_item(Choices *c, int item, const ChoiceItem *it, int hits[2], D
 }
 
 int evaluate_choices(DibitEngine *model, const ChoiceItem *items, int n_items,
-                     int (*progress)(void *user, int item, int n_items), void *user,
-                     ChoiceResult *out, DibitError *err) {
+                     const EvalOptions *opt, ChoiceResult *out, DibitError *err) {
     DibitModelInfo info;
     dibit_model_info(model, &info);
     Choices c = { .engine = model, .n_vocab = info.n_vocab };
     c.n_ctx = info.n_ctx_train > 0 ? MIN(info.n_ctx_train, CHOICE_CONTEXT_MAX) : CHOICE_CONTEXT_MAX;
     DibitSessionOptions so = { .n_ctx = c.n_ctx };
+    set_cache(&so, opt, 0);
     c.prefix = mem_calloc(NULL, (size_t)c.n_ctx, sizeof *c.prefix);
     c.whole = mem_calloc(NULL, (size_t)c.n_ctx, sizeof *c.whole);
     int hits[2] = { 0 };
@@ -535,7 +543,7 @@ int evaluate_choices(DibitEngine *model, const ChoiceItem *items, int n_items,
     if (r == 0 && n_items < 1) r = fail(err, DIBIT_E_ARGUMENT, "there are no items");
     if (r == 0) r = dibit_session_create(&c.session, model, &so, err);
     for (int i = 0; i < n_items && r == 0; i++) {
-        if (progress && progress(user, i, n_items))
+        if (opt->progress && opt->progress(opt->user, i, n_items))
             r = fail(err, DIBIT_E_CANCELLED, "stopped after %d of %d items", i, n_items);
         else
             r = score_item(&c, i, &items[i], hits, err);

@@ -12,6 +12,8 @@ typedef struct EvalOptions {
     int skip;
     const char **cache_k, **cache_v; /* n_settings KV settings that share the base's pass */
     int n_settings;                  /* 0: one setting, f16/f16 */
+    int cache_sinks, cache_window;   /* of every setting, as in DibitSessionOptions, */
+    const char *cache_layers;        /* and types of single layers */
     int (*progress)(void *user, int window,
                     int n_windows); /* non-zero stops with DIBIT_E_CANCELLED */
     void *user;
@@ -46,7 +48,7 @@ typedef struct ChoiceResult {
     EvalValue acc_sum,
         acc_norm; /* by summed log-likelihood; by log-likelihood per byte of the choice */
 } ChoiceResult;
+/* Of the options: the first KV setting, and progress(user, item, n_items). */
 int evaluate_choices(DibitEngine *model, const ChoiceItem *items, int n_items,
-                     int (*progress)(void *user, int item, int n_items), void *user,
-                     ChoiceResult *out, DibitError *err);
+                     const EvalOptions *opt, ChoiceResult *out, DibitError *err);
 #endif

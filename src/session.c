@@ -41,6 +41,16 @@ static size_t memory_available(void) {
 
 /* ---- create and free ---- */
 
+typedef uint8_t LayerTypes[KV_MAX_LAYERS][2];
+
+static int type_of(const char *name, size_t n) {
+    char text[8];
+    if (n >= sizeof text) return -1;
+    memcpy(text, name, n);
+    text[n] = 0;
+    return kv_type_by_name(text);
+}
+
 static int read_type(const char *name, int *type, DibitError *err) {
     *type = name ? kv_type_by_name(name) : KV_F16;
     if (*type >= 0) return 0;
@@ -48,8 +58,84 @@ static int read_type(const char *name, int *type, DibitError *err) {
                 "cache type \"%.40s\" is unknown; known are f16, q8, q4, k3 and k2", name);
 }
 
+/* A layer's number at *p, which moves behind it; -1 if there is none. */
+static int read_layer(const char **p) {
+    int n = 0;
+    if (**p < '0' || **p > '9') return -1;
+    for (; **p >= '0' && **p <= '9'; ++*p) n = MIN(10 * n + **p - '0', KV_MAX_LAYERS);
+    return n;
+}
+
+/* One entry of cache_layers, as "5-7,9=k3/k2". */
+static int read_entry(const char *entry, int length, int n_layers, LayerTypes types,
+                      DibitError *err) {
+    const char *end = entry + length, *p = memchr(entry, '=', (size_t)length);
+    if (!p)
+        return fail(err, DIBIT_E_ARGUMENT,
+                    "cache_layers: \"%.*s\" is not layers=type, as in 0,1=q4 or 5-7=k3/k2",
+                    MIN(length, 60), entry);
+    const char *slash = memchr(p, '/', (size_t)(end - p)), *v = slash ? slash + 1 : p + 1;
+    int k_type = type_of(p + 1, (size_t)((slash ? slash : end) - p - 1));
+    int v_type = type_of(v, (size_t)(end - v));
+    if (k_type < 0 || v_type < 0)
+        return fail(err, DIBIT_E_ARGUMENT,
+                    "cache_layers: \"%.*s\" names an unknown type; known are f16, q8, q4, k3 and "
+                    "k2, or two with a slash between",
+                    MIN(length, 60), entry);
+    for (p = entry;; p++) {
+        const char *from = p;
+        int first = read_layer(&p), last = first;
+        if (first >= 0 && *p == '-') p++, last = read_layer(&p);
+        if (first < 0 || last < first || last >= n_layers || (*p != ',' && *p != '='))
+            return fail(err, DIBIT_E_ARGUMENT,
+                        "cache_layers: \"%.*s\" is not a layer or a range of them; the model has "
+                        "layers 0 to %d",
+                        (int)MIN(strcspn(from, ",="), 60u), from, n_layers - 1);
+        for (int l = first; l <= last; l++) {
+            types[l][0] = (uint8_t)k_type;
+            types[l][1] = (uint8_t)v_type;
+        }
+        if (*p == '=') return 0;
+    }
+}
+
+/* Fills in the types of all layers, which the shape then refers to. */
+static int read_layers(const char *text, CacheShape *shape, LayerTypes types, DibitError *err) {
+    if (!text || !*text || shape->n_layers > KV_MAX_LAYERS) return 0; /* refused by the cache */
+    for (int l = 0; l < shape->n_layers; l++) {
+        types[l][0] = (uint8_t)shape->type_k;
+        types[l][1] = (uint8_t)shape->type_v;
+    }
+    shape->layer_types = (const uint8_t(*)[2])types;
+    for (;;) {
+        size_t n = strcspn(text, ";");
+        if (n > 4096)
+            return fail(err, DIBIT_E_ARGUMENT, "cache_layers: an entry of %zu characters", n);
+        int r = read_entry(text, (int)n, shape->n_layers, types, err);
+        if (r != 0 || !text[n]) return r;
+        text += n + 1;
+    }
+}
+
+/* The window and the sinks of records. */
+static int read_recent(const DibitSessionOptions *opt, CacheShape *shape, DibitError *err) {
+    enum { MAX_WINDOW = 1 << 24 };
+    int sinks = opt->cache_sinks, window = opt->cache_window;
+    if (sinks < -1 || sinks > KV_PAGE)
+        return fail(err, DIBIT_E_ARGUMENT, "cache_sinks: %d is not 0 to %d, or -1 for none", sinks,
+                    KV_PAGE);
+    if (window < -1 || window > MAX_WINDOW || (window > 0 && window % KV_BLOCK != 0))
+        return fail(err, DIBIT_E_ARGUMENT,
+                    "cache_window: %d is not a multiple of %d from 0 to %d, or -1 for none", window,
+                    KV_BLOCK, MAX_WINDOW);
+    shape->sinks = sinks < 0 ? 0 : sinks ? sinks : KV_SINKS;
+    shape->window = window < 0 ? 0 : window ? window : KV_WINDOW;
+    return 0;
+}
+
+/* The shape refers to `types` where layers differ. */
 static int read_options(DibitSession *s, const DibitSessionOptions *opt, CacheShape *shape,
-                        DibitError *err) {
+                        LayerTypes types, DibitError *err) {
     const Hparams *h = &s->engine->model.hp;
     if (opt->n_ctx < 0 || opt->n_ctx > 1 << 30)
         return fail(err, DIBIT_E_ARGUMENT, "n_ctx: %d is not 0 to %d", opt->n_ctx, 1 << 30);
@@ -65,10 +151,10 @@ static int read_options(DibitSession *s, const DibitSessionOptions *opt, CacheSh
     shape->head_dim = h->head_dim;
     shape->n_ctx = s->n_ctx;
     shape->n_batch = s->n_batch;
-    shape->sinks = opt->cache_sinks < 0 ? 0 : opt->cache_sinks ? opt->cache_sinks : KV_SINKS;
-    shape->window = opt->cache_window < 0 ? 0 : opt->cache_window ? opt->cache_window : KV_WINDOW;
-    int r = read_type(opt->cache_k, &shape->type_k, err);
-    return r ? r : read_type(opt->cache_v, &shape->type_v, err);
+    int r = read_recent(opt, shape, err);
+    if (r == 0) r = read_type(opt->cache_k, &shape->type_k, err);
+    if (r == 0) r = read_type(opt->cache_v, &shape->type_v, err);
+    return r ? r : read_layers(opt->cache_layers, shape, types, err);
 }
 
 /* The error for a context that does not fit; available is SIZE_MAX when an allocation failed. */
@@ -118,12 +204,13 @@ int dibit_session_create(DibitSession **out, DibitEngine *engine, const DibitSes
                          DibitError *err) {
     static const DibitSessionOptions defaults = { 0 };
     CacheShape shape;
+    LayerTypes types; /* the cache makes its own copy */
     *out = NULL;
     if (!opt) opt = &defaults;
     DibitSession *s = mem_calloc(&engine->memory, 1, sizeof *s);
     if (!s) return fail(err, DIBIT_E_MEMORY, "no memory for a session");
     s->engine = engine;
-    int r = read_options(s, opt, &shape, err);
+    int r = read_options(s, opt, &shape, types, err);
     if (r == 0) r = create_parts(s, &shape, &opt->sampling, err);
     if (r != 0)
         dibit_session_free(&s);
@@ -337,8 +424,9 @@ int dibit_session_memory(const DibitEngine *engine, const DibitSessionOptions *o
     DibitSession s = { .engine = (DibitEngine *)(uintptr_t)engine };
     const Model *m = &engine->model;
     CacheShape shape;
+    LayerTypes types;
     *out = (DibitMemory){ .weights = m->file_bytes + m->packed_bytes };
-    int r = read_options(&s, opt ? opt : &defaults, &shape, err);
+    int r = read_options(&s, opt ? opt : &defaults, &shape, types, err);
     if (r != 0) return r;
     s.text_bytes = text_bytes(engine);
     out->n_ctx = s.n_ctx;

@@ -263,6 +263,60 @@ static void eval_json(void **state) {
     if (!strstr(last.out, want)) die("no \"%s\" in %s", want, last.out);
 }
 
+/* Every command that has a cache takes its options: layers given one by one are the types. */
+static void kv_options(void **state) {
+    (void)state;
+    char text[3000];
+    for (size_t i = 0; i < sizeof text; i++) text[i] = (char)('a' + hash64(1, &i, sizeof i) % 26);
+    const char *file = write_file("kv.txt", text, sizeof text);
+    expect(run(NULL, "eval", "-m", tiny, "-f", file, "-c", "256", "--json", "-ctk", "q8", "-ctv",
+               "q4", "--kv-sinks", "0", "--kv-window", "32", "--kv-layers", "0=k3;1=k2/q4"),
+           0, NULL);
+    json_t *o = parse(last.out);
+    assert_true(number(o, "kv_sinks") == 0 && number(o, "kv_window") == 32);
+    assert_string_equal(json_string_value(json_object_get(o, "kv_layers")), "0=k3;1=k2/q4");
+    assert_string_equal(json_string_value(json_object_get(o, "cache_type_k")), "q8");
+    double ppl = number(o, "ppl");
+    json_decref(o);
+    expect(run(NULL, "eval", "-m", tiny, "-f", file, "-c", "256", "-ctk", "k3", "-ctv", "k3",
+               "--kv-sinks", "0", "--kv-window", "32", "--kv-layers", "1=k2/q4"),
+           0, NULL);
+    if (!strstr(last.out, "KV cache k3/k3, sinks 0, window 32, layers 1=k2/q4\n"))
+        die("%s", last.out);
+    char want[40];
+    snprintf(want, sizeof want, "perplexity%20.4f", ppl);
+    if (!strstr(last.out, want)) die("no \"%s\" in %s", want, last.out);
+    expect(run(NULL, "eval", "-m", tiny, "-f", file, "-c", "256", "--json", "-ctk", "k3", "-ctv",
+               "k3", "--kv-window", "0", "--kv-layers", "1=k2/q4"),
+           0, NULL);
+    o = parse(last.out);
+    assert_true(number(o, "ppl") != ppl); /* sinks and window matter */
+    json_decref(o);
+
+    expect(run(NULL, "eval", "-m", tiny, "-f", file, "--kv-layers", "2=q4"), 1,
+           "cache_layers: \"2\" is not a layer or a range of them; the model has layers 0 to 1");
+    const char *base[] = { "-m", tiny, "-ctk", "k2", "-ctv", "k2", "--kv-window", "0" };
+    expect(run("Hello\n", "chat", base[0], base[1], base[2], base[3], base[4], base[5], base[6],
+               base[7], "--kv-layers", "0=q9", "--chat-template", "chatml"),
+           1, "cache_layers: \"0=q9\" names an unknown type");
+    expect(run(NULL, "run", base[0], base[1], base[2], base[3], base[4], base[5], base[6], base[7],
+               "--kv-sinks", "0", "-p", "Once", "-n", "3", "--json", "--kv-layers", "1=q8", "-c",
+               "160"),
+           0, NULL);
+    const char *kv = strstr(last.out, "\"kv_bytes\"");
+    assert_non_null(kv); /* of a head vector 16 bytes a record, 66 a q8 row */
+    assert_int_equal(atoi(kv + strcspn(kv, "0123456789")), 160 * TINY_KV * 2 * (16 + 66));
+    expect(
+        run(NULL, "logits", "-m", tiny, "--ids", "1,20,30", "--json", "-ctk", "q8", "-ctv", "q4"),
+        0, NULL);
+    char *first = strdup(last.out);
+    expect(
+        run(NULL, "logits", "-m", tiny, "--ids", "1,20,30", "--json", "--kv-layers", "0-1=q8/q4"),
+        0, NULL);
+    assert_string_equal(last.out, first);
+    free(first);
+}
+
 static void eval_choices(void **state) {
     (void)state;
     static const char lines[] =
@@ -323,6 +377,17 @@ static void bench_json(void **state) {
     assert_true(fabs(number(tg, "bandwidth_share") - share) < 1e-6 * share);
     assert_true(number(tg, "bandwidth") > 1e8);
     json_decref(list);
+    expect(run(NULL, "bench", "-m", tiny, "-p", "0", "-n", "4", "-d", "16", "-r", "1", "-t", "1",
+               "-ctk", "k2", "-ctv", "k3", "--kv-layers", "1=q4/q8", "--json"),
+           0, NULL);
+    assert_string_equal(last.err, "");
+    list = parse(last.out);
+    tg = json_array_get(list, 0);
+    assert_string_equal(json_string_value(json_object_get(tg, "kv_layers")), "1=q4/q8");
+    assert_true(number(tg, "kv_sinks") == 4 && number(tg, "kv_window") == 64);
+    assert_true(number(tg, "bytes_per_token") ==
+                floor(weights + 18.5 * TINY_KV * (16 + 24 + 36 + 66)));
+    json_decref(list);
 }
 
 /* ---- the base model ---- */
@@ -368,6 +433,7 @@ int main(void) {
         cmocka_unit_test(chat_from_a_pipe),
         cmocka_unit_test(chat_reports_errors),
         cmocka_unit_test(eval_json),
+        cmocka_unit_test(kv_options),
         cmocka_unit_test(eval_choices),
         cmocka_unit_test(logits_json),
         cmocka_unit_test(bench_json),

@@ -241,12 +241,13 @@ static void choices_agree_with_the_formulas(void **state) {
         hits_sum += best_sum == items[i].gold;
         hits_norm += best_norm == items[i].gold;
     }
-    if (evaluate_choices(e, items, n, NULL, NULL, &r, &err) < 0) die("%s", err.text);
+    if (evaluate_choices(e, items, n, &(EvalOptions){ 0 }, &r, &err) < 0) die("%s", err.text);
     assert_int_equal(r.n_items, n);
     assert_near(r.acc_sum.mean, (double)hits_sum / n, 1e-12, "accuracy by sum");
     assert_near(r.acc_norm.mean, (double)hits_norm / n, 1e-12, "accuracy by length");
     items[2].gold = 4;
-    assert_int_equal(evaluate_choices(e, items, n, NULL, NULL, &r, &err), DIBIT_E_ARGUMENT);
+    assert_int_equal(evaluate_choices(e, items, n, &(EvalOptions){ 0 }, &r, &err),
+                     DIBIT_E_ARGUMENT);
     assert_non_null(strstr(err.text, "item 2"));
     dibit_close(&e);
     mem_free(NULL, image);

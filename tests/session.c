@@ -277,6 +277,76 @@ static void restored_in_a_larger_context(void **state) {
     }
 }
 
+/* Types of single layers are the types: in bytes, in results, and a saved session knows them. */
+static void layers_have_their_own_types(void **state) {
+    (void)state;
+    static const struct {
+        const char *k, *v, *layers, *same_k, *same_v;
+    } cases[] = {
+        { "q8", "f16", "0-1=k3/k2", "k3", "k2" },
+        { "k2", "k2", "1,0=q4", "q4", "q4" },
+        { "k2", "q8", "0-1=f16;0=q8;1=q8", "q8", "q8" },
+        { "q8", "k3", "", "q8", "k3" },
+    };
+    float *logits[2] = { malloc(200 * TINY_VOCAB * 4), malloc(200 * TINY_VOCAB * 4) };
+    int32_t a[200];
+    some_ids(a, 200, 3);
+    for (size_t t = 0; t < ARRAY_LEN(cases); t++) {
+        DibitMemory m[2];
+        for (int i = 0; i < 2; i++) {
+            DibitSession *s;
+            DibitError err = { 0 };
+            DibitSessionOptions opt = { .n_ctx = 200 };
+            opt.cache_k = i ? cases[t].same_k : cases[t].k;
+            opt.cache_v = i ? cases[t].same_v : cases[t].v;
+            opt.cache_layers = i ? NULL : cases[t].layers;
+            if (dibit_session_create(&s, engine, &opt, &err) != 0) die("%s", err.text);
+            if (dibit_forward(s, a, 200, logits[i], &err) != 0) die("%s", err.text);
+            dibit_memory(s, &m[i]);
+            dibit_session_free(&s);
+        }
+        assert_int_equal(m[0].kv, m[1].kv);
+        assert_memory_equal(logits[0], logits[1], 200 * TINY_VOCAB * sizeof(float));
+    }
+    free(logits[0]);
+    free(logits[1]);
+}
+
+static void saved_layers_are_checked(void **state) {
+    (void)state;
+    static const char *const others[] = { NULL, "1=q4", "1=k3/k2", "0=q8", "1=k2/k3;0=q8" };
+    DibitSessionOptions opt = { .n_ctx = 64, .cache_k = "k2", .cache_v = "k2" };
+    DibitSession *s, *other;
+    DibitError err = { 0 };
+    int32_t a[40];
+    some_ids(a, 40, 7);
+    opt.cache_layers = "1=k2/k3";
+    if (dibit_session_create(&s, engine, &opt, &err) != 0) die("%s", err.text);
+    expect_sync(s, a, 40, 40);
+    assert_int_equal(dibit_save(s, path_of("e"), &err), 0);
+    for (size_t i = 0; i <= ARRAY_LEN(others); i++) {
+        bool same = i == ARRAY_LEN(others);
+        opt.cache_layers = same ? "0-1=q8;1=k2/k3;0=k2" : others[i];
+        if (dibit_session_create(&other, engine, &opt, &err) != 0) die("%s", err.text);
+        int r = dibit_restore(other, path_of("e"), &err);
+        if (r != (same ? 0 : DIBIT_E_FORMAT)) die("%zu: %d %s", i, r, err.text);
+        if (!same) assert_non_null(strstr(err.text, "types"));
+        dibit_session_free(&other);
+    }
+    static const int recent[][2] = { { 5, 0 }, { -1, 0 }, { 0, 32 }, { 0, -1 } };
+    for (size_t i = 0; i < ARRAY_LEN(recent); i++) {
+        opt.cache_layers = "1=k2/k3";
+        opt.cache_sinks = recent[i][0];
+        opt.cache_window = recent[i][1];
+        if (dibit_session_create(&other, engine, &opt, &err) != 0) die("%s", err.text);
+        assert_int_equal(dibit_restore(other, path_of("e"), &err), DIBIT_E_FORMAT);
+        assert_non_null(strstr(err.text, "4 sinks and a window of 64"));
+        dibit_session_free(&other);
+    }
+    unlink(path_of("e"));
+    dibit_session_free(&s);
+}
+
 static void damaged_sessions_are_refused(void **state) {
     (void)state;
     DibitSession *s = session(64, 0);
@@ -472,6 +542,21 @@ static void bad_requests_are_refused(void **state) {
         { { .n_batch = -1 }, DIBIT_E_ARGUMENT, "n_batch" },
         { { .cache_k = "q5" }, DIBIT_E_ARGUMENT, "\"q5\"" },
         { { .cache_v = "" }, DIBIT_E_ARGUMENT, "known are" },
+        { { .cache_sinks = 257 }, DIBIT_E_ARGUMENT, "cache_sinks: 257" },
+        { { .cache_sinks = -2 }, DIBIT_E_ARGUMENT, "cache_sinks: -2" },
+        { { .cache_window = 40 }, DIBIT_E_ARGUMENT, "cache_window: 40 is not a multiple of 16" },
+        { { .cache_window = INT32_MAX - 15 }, DIBIT_E_ARGUMENT, "cache_window" },
+        { { .cache_layers = "q4" }, DIBIT_E_ARGUMENT, "\"q4\" is not layers=type" },
+        { { .cache_layers = "0=q4;" }, DIBIT_E_ARGUMENT, "\"\" is not layers=type" },
+        { { .cache_layers = "0=q5" }, DIBIT_E_ARGUMENT, "\"0=q5\" names an unknown type" },
+        { { .cache_layers = "0=k2/" }, DIBIT_E_ARGUMENT, "\"0=k2/\" names an unknown type" },
+        { { .cache_layers = "0=k2/k3/q4" }, DIBIT_E_ARGUMENT, "unknown type" },
+        { { .cache_layers = "=q4" }, DIBIT_E_ARGUMENT, "\"\" is not a layer" },
+        { { .cache_layers = "0,2=q4" }, DIBIT_E_ARGUMENT, "\"2\" is not a layer or a range of" },
+        { { .cache_layers = "0-=q4" }, DIBIT_E_ARGUMENT, "\"0-\" is not a layer" },
+        { { .cache_layers = "1-0=q4" }, DIBIT_E_ARGUMENT, "layers 0 to 1" },
+        { { .cache_layers = "0=q4;0-99999999999=q8" }, DIBIT_E_ARGUMENT, "\"0-99999999999\"" },
+        { { .cache_layers = "0 =q4" }, DIBIT_E_ARGUMENT, "\"0 \"" },
         { { .sampling = { .temperature = -1 } }, DIBIT_E_ARGUMENT, "temperature" },
         { { .sampling = { .temperature = NAN } }, DIBIT_E_ARGUMENT, "temperature" },
         { { .sampling = { .top_k = -1 } }, DIBIT_E_ARGUMENT, "top_k" },
@@ -536,6 +621,8 @@ int main(void) {
         cmocka_unit_test(cancel_stops_and_leaves_a_usable_session),
         cmocka_unit_test(restored_sessions_go_on_alike),
         cmocka_unit_test(restored_in_a_larger_context),
+        cmocka_unit_test(layers_have_their_own_types),
+        cmocka_unit_test(saved_layers_are_checked),
         cmocka_unit_test(damaged_sessions_are_refused),
         cmocka_unit_test(another_model_is_refused),
         cmocka_unit_test(bad_models_are_refused),
