@@ -13,6 +13,7 @@ static CliMain cmd_help, cmd_completion;
 #pragma weak cmd_detokenize
 #pragma weak cmd_convert
 #pragma weak cmd_quantize
+#pragma weak cmd_calibrate
 #pragma weak cmd_info
 #pragma weak cmd_run
 #pragma weak cmd_chat
@@ -29,6 +30,7 @@ static const CliRow rows[] = {
     { "detokenize", cmd_detokenize, "token ids to text" },
     { "bench", cmd_bench, "speed and share of memory bandwidth" },
     { "convert", cmd_convert, "Hugging Face folder to GGUF" },
+    { "calibrate", cmd_calibrate, "statistics of a text that help quantize" },
     { "quantize", cmd_quantize, "GGUF to fewer bits" },
     { "info", cmd_info, "what is in a model file" },
     { "completion", cmd_completion, "completion script for bash, zsh or fish" },

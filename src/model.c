@@ -537,7 +537,7 @@ static int pass(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int n,
         tap(s, TAP_V, l, s->v, n);
         rotate_in(s, h, c, l, n);
         cache_put(c, o->kern, o->pool, l, pos, n, s->k, s->v);
-        if (l == h->n_layers - 1 && !(logits && all)) { /* the rest serves only the logits */
+        if (l == h->n_layers - 1 && !all) { /* the rest serves only the logits */
             int keep = logits ? 1 : 0, skip = n - keep;
             x += (size_t)skip * e;
             q += (size_t)skip * q_width;
@@ -561,10 +561,10 @@ static int pass(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int n,
         op_add(o, x, s->t, n, h->n_embd);
         if (cancelled(o)) break;
     }
-    if (logits && !cancelled(o)) {
+    if ((logits || all) && !cancelled(o)) {
         op_norm(o, s->t, x, m->output_norm, n, h->n_embd, h->eps);
         tap(s, TAP_OUTPUT, h->n_layers, s->t, n);
-        op_matmul(o, logits, (size_t)h->n_vocab, &m->output, s->t, n);
+        if (logits) op_matmul(o, logits, (size_t)h->n_vocab, &m->output, s->t, n);
     }
     if (cancelled(o)) return fail(err, DIBIT_E_CANCELLED, "cancelled");
     if (logits && !all_finite(logits, (size_t)n * (size_t)h->n_vocab)) return not_finite(m, err);

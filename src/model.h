@@ -89,9 +89,9 @@ void scratch_free(Scratch *s);
 size_t scratch_bytes(const Scratch *s);
 
 /* One pass over n <= max_tokens tokens at positions c->n_past..; the cache grows by n. logits: (n,
- * n_vocab) of all tokens when all is true, else (n_vocab) of the last one; NULL: none are computed.
- * DIBIT_E_NUMERIC when a logit is not finite, DIBIT_E_CANCELLED when *s->ops.cancel was set; the
- * cache then holds what it held. */
+ * n_vocab) of all tokens when all is true, else (n_vocab) of the last one; NULL: none are computed;
+ * with `all` the rest still is, for those who tap. DIBIT_E_NUMERIC when a logit is not finite,
+ * DIBIT_E_CANCELLED when *s->ops.cancel was set; the cache then holds what it held. */
 int model_forward(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int n, float *logits,
                   bool all, DibitError *err);
 #endif
