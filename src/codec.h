@@ -15,12 +15,14 @@ typedef struct TypeInfo {
     int id; /* GGUF type id */
     const char *name;
     int block_len; /* inputs that share a scale; columns are padded to it where block_bytes is 0 */
-    int block_bytes; /* 0: laid out by tensor, see type_bytes() */
-    /* Decodes row r of a (rows, cols) tensor to cols floats. */
+    int block_bytes; /* 0: laid out by tensor, `bytes` gives the size */
+    bool (*bytes)(int id, uint64_t rows, uint64_t cols, size_t *n_bytes);
+    /* Decodes row r of a (rows, cols) tensor to cols floats: the weights that the model multiplies
+     * its activations with, for t2 and t3 rotated back. */
     void (*decode)(float *dst, const uint8_t *tensor, size_t rows, size_t cols, size_t r);
     /* Encodes rows r0..r0+n-1 (r0 a multiple of 16; n 16, or less at the end) from src (n, cols)
      * into the tensor. `importance`, cols weights of the squared error, may be NULL. NULL function:
-     * read only. */
+     * read only, or written by an encoder of its own (trellis23.h). */
     void (*encode)(uint8_t *tensor, size_t rows, size_t cols, size_t r0, size_t n, const float *src,
                    const float *importance);
 } TypeInfo;
@@ -41,6 +43,9 @@ bool type_bytes(const TypeInfo *t, uint64_t rows, uint64_t cols, size_t *n_bytes
 size_t s_group_bytes(int type); /* 144 (s2), 208 (s3): one group of one row block */
 const uint8_t *s_row_scales(int type, const uint8_t *tensor, size_t rows,
                             size_t cols); /* f16[rows16] */
+
+bool s_bytes(int type, uint64_t rows, uint64_t cols, size_t *n_bytes);
+bool trellis_bytes(int type, uint64_t rows, uint64_t cols, size_t *n_bytes); /* trellis23.c */
 
 /* decode and encode of each family file (see types.def for who owns what) */
 #define X(NAME, ID, name, len, bytes, family)                                                      \

@@ -54,7 +54,8 @@ int weight_pack(Weight *w, const Kern *kern, Pool *pool, const DibitAllocator *m
 /* y (n, ldy) gets W x: y[t * ldy + r]. */
 void op_matmul(Ops *o, float *y, size_t ldy, const Weight *w, const float *x, int n);
 /* Up to OPS_MANY matrices with the same input and number of columns, one pass over the pool: y[i]
- * (n, ldy[i]). The input is quantised once, unless all weights are f32, f16 or bf16. */
+ * (n, ldy[i]). The input is quantised once for all weights that take it in the same form: as it is
+ * (f32, f16, bf16), int8, or int8 rotated by the same seed (t2, t3). */
 enum { OPS_MANY = 4 };
 void op_matmul_many(Ops *o, int n_w, float *const *y, const size_t *ldy, const Weight *const *w,
                     const float *x, int n);

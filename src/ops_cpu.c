@@ -3,6 +3,7 @@
  * know how many tokens or items there are, so neither threads nor batches change a bit. */
 #include "basis.h"
 #include "ops.h"
+#include "trellis23.h"
 
 #include <assert.h>
 #include <string.h>
@@ -14,10 +15,12 @@ enum {
     ITEM_MAX = 128 << 10 /* about 12 us */
 };
 
-/* How a weight type is multiplied: by float kernels straight from the file, or in row blocks that
- * are already there (s2, s3, packed q4 and q8) or come from `pack`. */
+/* How a weight type is multiplied: by float kernels straight from the file, in units of 64 rows
+ * (t2, t3), or in row blocks that are already there (s2, s3, packed q4 and q8) or come from `pack`.
+ */
 typedef struct Route {
     void(*mulf) MULF_ARGS;
+    void(*mult) MUL_T_ARGS;
     void(*mul) MUL_ARGS;
     void(*pack) PACK_ARGS;
     size_t group_bytes; /* of a row block, per group */
@@ -32,21 +35,25 @@ static Route route(const Kern *k, int type) {
     case T_BF16:
         return (Route){ .mulf = k->mul_bf16 };
     case T_Q4_0:
-        return (Route){ NULL, k->mul_q4, k->pack_q4, Q4X_BYTES };
+        return (Route){ NULL, NULL, k->mul_q4, k->pack_q4, Q4X_BYTES };
     case T_Q8_0:
-        return (Route){ NULL, k->mul_q8, k->pack_q8, Q8X_BYTES };
+        return (Route){ NULL, NULL, k->mul_q8, k->pack_q8, Q8X_BYTES };
     case T_Q2_K:
-        return (Route){ NULL, k->mul_kq, k->pack_q2_k, sizeof(KqGroup) };
+        return (Route){ NULL, NULL, k->mul_kq, k->pack_q2_k, sizeof(KqGroup) };
     case T_Q3_K:
-        return (Route){ NULL, k->mul_kq, k->pack_q3_k, sizeof(KqGroup) };
+        return (Route){ NULL, NULL, k->mul_kq, k->pack_q3_k, sizeof(KqGroup) };
     case T_Q4_K:
-        return (Route){ NULL, k->mul_kq, k->pack_q4_k, sizeof(KqGroup) };
+        return (Route){ NULL, NULL, k->mul_kq, k->pack_q4_k, sizeof(KqGroup) };
     case T_Q5_K:
-        return (Route){ NULL, k->mul_kq, k->pack_q5_k, sizeof(KqGroup) };
+        return (Route){ NULL, NULL, k->mul_kq, k->pack_q5_k, sizeof(KqGroup) };
     case T_Q6_K:
-        return (Route){ NULL, k->mul_kq, k->pack_q6_k, sizeof(KqGroup) };
+        return (Route){ NULL, NULL, k->mul_kq, k->pack_q6_k, sizeof(KqGroup) };
     case T_TQ2_0:
-        return (Route){ NULL, k->mul_kq, k->pack_tq2_0, sizeof(KqGroup) };
+        return (Route){ NULL, NULL, k->mul_kq, k->pack_tq2_0, sizeof(KqGroup) };
+    case T_T2:
+        return (Route){ .mult = k->mul_t2 };
+    case T_T3:
+        return (Route){ .mult = k->mul_t3 };
     case T_S2:
         return (Route){ .mul = k->mul_s2, .group_bytes = s_group_bytes(T_S2) };
     default:
@@ -77,7 +84,7 @@ static bool layout(Ops *o, OpsLayout *l, int head_dim, int n_heads, int n_kv_hea
     if (!size_align(o->max_cols, 32, &ld)) return false;
     if (!size_mul(ld / 32, Q8X_BYTES, &o->tail_at)) return false;
     o->tail_at = MAX(o->tail_at, PIECE * sizeof(KqGroup));
-    if (!size_mul(tokens, BLOCK * sizeof(float), &tail)) return false;
+    if (!size_mul(tokens, T_UNIT * sizeof(float), &tail)) return false;
     if (!size_add(o->tail_at, tail, &o->tile_bytes)) return false;
     if (!size_align(o->tile_bytes, 64, &o->tile_bytes)) return false;
     if (!size_align(attend_scratch(head_dim, n_heads, n_kv_heads, n_ctx), 64, &o->attend_bytes))
@@ -156,7 +163,7 @@ typedef struct Part {
     const Weight *w;
     Route route;
     float *y;
-    size_t ldy, n_blocks;
+    size_t ldy, height, n_blocks; /* rows of a block: BLOCK or T_UNIT */
 } Part;
 
 typedef struct MatmulJob {
@@ -210,20 +217,31 @@ static void mul_block(const MatmulJob *j, const Part *p, size_t b, float *y, siz
     }
 }
 
+/* y (n, ldy) of the 64 rows from row r on. */
+static void mul_unit(const MatmulJob *j, const Part *p, size_t r, float *y, size_t ldy) {
+    const Weight *w = p->w;
+    TrellisRows at = trellis_rows(w->type->id, w->data, w->rows, w->cols, r);
+    p->route.mult(y, ldy, at.codes, at.signs, (int)at.height, T_UNIT, at.scale, (int)(w->cols / 4),
+                  &j->o->a8, j->n);
+}
+
 static void run_block(const MatmulJob *j, const Part *p, size_t b, uint8_t *tile) {
-    size_t r = b * BLOCK, n_rows = MIN((size_t)BLOCK, p->w->rows - r);
-    float *y = p->y + r;
+    size_t r = b * p->height, n_rows = MIN(p->height, p->w->rows - r);
+    float *y = p->y + r, *tail = (float *)(tile + j->o->tail_at);
     if (p->route.mulf) {
         p->route.mulf(y, p->ldy, p->w->data + r * row_bytes(p->w), row_bytes(p->w), (int)n_rows,
                       j->x, p->w->cols, j->n, (int)p->w->cols);
-    } else if (n_rows == BLOCK) {
-        mul_block(j, p, b, y, p->ldy, tile);
-    } else { /* kernels write 16 rows: the last block goes through a copy */
-        float *tail = (float *)(tile + j->o->tail_at);
-        mul_block(j, p, b, tail, BLOCK, tile);
-        for (int t = 0; t < j->n; t++)
-            memcpy(y + (size_t)t * p->ldy, tail + (size_t)t * BLOCK, n_rows * sizeof *y);
+        return;
     }
+    bool whole = n_rows == p->height; /* kernels write all rows: the last go through a copy */
+    float *to = whole ? y : tail;
+    size_t ld = whole ? p->ldy : p->height;
+    if (p->route.mult)
+        mul_unit(j, p, r, to, ld);
+    else
+        mul_block(j, p, b, to, ld, tile);
+    for (int t = 0; !whole && t < j->n; t++)
+        memcpy(y + (size_t)t * p->ldy, tail + (size_t)t * p->height, n_rows * sizeof *y);
 }
 
 static void matmul_item(void *arg, int item, int thread) {
@@ -255,6 +273,7 @@ typedef struct RowsJob { /* work per token */
     const Weight *w;
     const int32_t *ids;
     int n, per_item, width, n_heads, n_rot, halves, pos;
+    uint32_t seed;
     float eps;
 } RowsJob;
 
@@ -266,6 +285,18 @@ static void quantize_item(void *arg, int item, int thread) {
         j->o->kern->quantize(a->q + (size_t)t * a->ld, a->scale + (size_t)t * (a->ld / 32),
                              a->sum + (size_t)t * (a->ld / 16), j->a + (size_t)t * (size_t)j->width,
                              j->width);
+}
+
+/* The same for t2 and t3: rotated first. */
+static void rotate_quantize_item(void *arg, int item, int thread) {
+    const RowsJob *j = arg;
+    const A8 *a = &j->o->a8;
+    float *x = (float *)(j->o->tile + (size_t)thread * j->o->tile_bytes);
+    for (int t = item * j->per_item; t < MIN(j->n, (item + 1) * j->per_item); t++) {
+        j->o->kern->rotate(x, j->a + (size_t)t * (size_t)j->width, j->width, j->seed);
+        j->o->kern->quantize_t(a->q + (size_t)t * a->ld, a->scale + (size_t)t * (a->ld / 32),
+                               a->sum + (size_t)t * (a->ld / 16), x, j->width);
+    }
 }
 
 /* Runs fn over n tokens of `width` values; in the calling thread when a dispatch would cost more.
@@ -290,27 +321,50 @@ static size_t blocks_per_item(const MatmulJob *j, size_t weight_bytes) {
     return (j->n_blocks + items - 1) / items;
 }
 
+/* What a weight's input must be turned into: float as it is, int8, or int8 rotated by a seed. */
+typedef struct Form {
+    enum { FORM_FLOAT, FORM_INT8, FORM_ROTATED } kind;
+    uint32_t seed;
+} Form;
+
+static Form form_of(const Weight *w) {
+    if (trellis_bits(w->type->id)) return (Form){ FORM_ROTATED, trellis_seed(w->data) };
+    bool wide = w->type->id == T_F32 || w->type->id == T_F16 || w->type->id == T_BF16;
+    return (Form){ wide ? FORM_FLOAT : FORM_INT8, 0 };
+}
+
+static void add_part(MatmulJob *j, float *y, size_t ldy, const Weight *w) {
+    Part *p = &j->parts[j->n_parts++];
+    *p = (Part){ w, route(j->o->kern, w->type->id), y, ldy, 0, 0 };
+    p->height = p->route.mult ? T_UNIT : BLOCK;
+    p->n_blocks = (w->rows + p->height - 1) / p->height;
+    j->n_blocks += p->n_blocks;
+}
+
 void op_matmul_many(Ops *o, int n_w, float *const *y, const size_t *ldy, const Weight *const *w,
                     const float *x, int n) {
-    MatmulJob j = { .o = o, .x = x, .n = n, .n_parts = n_w };
     assert(n_w <= OPS_MANY && n <= o->max_tokens && w[0]->cols <= o->max_cols);
-    size_t bytes = 0;
-    bool quantised = false;
-    for (int i = 0; i < n_w; i++) {
-        Part *p = &j.parts[i];
-        *p = (Part){ w[i], route(o->kern, w[i]->type->id), y[i], ldy[i], 0 };
-        p->n_blocks = (w[i]->rows + BLOCK - 1) / BLOCK;
-        j.n_blocks += p->n_blocks;
-        bytes += w[i]->n_bytes;
-        quantised |= !p->route.mulf;
-    }
-    if (quantised) {
-        RowsJob q = { .o = o, .a = x };
+    int cols = (int)w[0]->cols;
+    unsigned left = (1u << n_w) - 1; /* matrices; a pass for each form of the input */
+    for (int first = 0; first < n_w; first++) {
+        if (!(left >> first & 1)) continue;
+        MatmulJob j = { .o = o, .x = x, .n = n };
+        Form form = form_of(w[first]);
+        size_t bytes = 0;
+        for (int i = first; i < n_w; i++) {
+            Form f = form_of(w[i]);
+            if (!(left >> i & 1) || f.kind != form.kind || f.seed != form.seed) continue;
+            left &= ~(1u << i);
+            add_part(&j, y[i], ldy[i], w[i]);
+            bytes += w[i]->n_bytes;
+        }
+        RowsJob q = { .o = o, .a = x, .seed = form.seed };
         o->a8.ld = (w[0]->cols + 31) / 32 * 32;
-        run_rows(quantize_item, &q, n, (int)w[0]->cols);
+        if (form.kind == FORM_INT8) run_rows(quantize_item, &q, n, cols);
+        if (form.kind == FORM_ROTATED) run_rows(rotate_quantize_item, &q, n, cols);
+        j.per_item = blocks_per_item(&j, bytes);
+        pool_run(o->pool, matmul_item, &j, (int)((j.n_blocks + j.per_item - 1) / j.per_item));
     }
-    j.per_item = blocks_per_item(&j, bytes);
-    pool_run(o->pool, matmul_item, &j, (int)((j.n_blocks + j.per_item - 1) / j.per_item));
 }
 
 void op_matmul(Ops *o, float *y, size_t ldy, const Weight *w, const float *x, int n) {

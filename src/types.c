@@ -4,14 +4,21 @@
 
 #include <ctype.h>
 
-/* Who can encode is decided by the family: the K types are read only. */
-#define ENCODE_plain(NAME)    encode_##NAME
-#define ENCODE_scalar23(NAME) encode_##NAME
-#define ENCODE_kquant(NAME)   NULL
+/* Who can encode is decided by the family: the K types are read only, t2
+ * and t3 have an encoder of their own. */
+#define ENCODE_plain(NAME)     encode_##NAME
+#define ENCODE_scalar23(NAME)  encode_##NAME
+#define ENCODE_kquant(NAME)    NULL
+#define ENCODE_trellis23(NAME) NULL
+/* How large a tensor is: NULL where rows are whole blocks. */
+#define BYTES_plain     NULL
+#define BYTES_kquant    NULL
+#define BYTES_scalar23  s_bytes
+#define BYTES_trellis23 trellis_bytes
 
 static const TypeInfo types[] = {
 #define X(NAME, ID, name, len, bytes, family)                                                      \
-    { ID, name, len, bytes, decode_##NAME, ENCODE_##family(NAME) },
+    { ID, name, len, bytes, BYTES_##family, decode_##NAME, ENCODE_##family(NAME) },
 #include "types.def"
 #undef X
 };
@@ -50,7 +57,7 @@ size_t s_group_bytes(int type) {
 }
 
 /* Row blocks of whole groups, then the row scales. */
-static bool s_bytes(int type, uint64_t rows, uint64_t cols, size_t *n_bytes) {
+bool s_bytes(int type, uint64_t rows, uint64_t cols, size_t *n_bytes) {
     size_t rows16, cols32, n;
     if (rows > SIZE_MAX || cols > SIZE_MAX) return false;
     if (!size_align((size_t)rows, S_ROWS, &rows16) || !size_align((size_t)cols, S_GROUP, &cols32))
@@ -63,7 +70,7 @@ static bool s_bytes(int type, uint64_t rows, uint64_t cols, size_t *n_bytes) {
 
 bool type_bytes(const TypeInfo *t, uint64_t rows, uint64_t cols, size_t *n_bytes) {
     size_t n;
-    if (t->block_bytes == 0) return s_bytes(t->id, rows, cols, n_bytes);
+    if (t->bytes) return t->bytes(t->id, rows, cols, n_bytes);
     if (rows > SIZE_MAX || cols > SIZE_MAX || cols % (uint64_t)t->block_len != 0) return false;
     return size_mul((size_t)cols / (size_t)t->block_len, (size_t)t->block_bytes, &n) &&
            size_mul(n, (size_t)rows, n_bytes);

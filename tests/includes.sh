@@ -10,7 +10,7 @@ headers='
 0  dibit.h
 1  base.h
 2  types.def codec.h
-3  kern.h gguf.h tokenizer.h vocab.h unicode.h sample.h chat.h cache.h kv23.h basis.h
+3  kern.h gguf.h tokenizer.h vocab.h unicode.h sample.h chat.h cache.h kv23.h basis.h trellis23.h
 4  ops.h
 5  model.h
 6  session.h
@@ -22,7 +22,7 @@ include/dibit.h                                   names
 src/base.* src/file.c src/pool.c                  0-1
 src/codec* src/types.c src/plain.c src/kquant.c   0-2
 src/scalar23.c                                    0-2
-src/kern/*                                        names kern.h codec.h kv23.h dibit.h
+src/kern/*                                        names kern.h codec.h kv23.h trellis23.h dibit.h
 src/ops* src/attend*                              0-4
 src/model*                                        0-5
 src/session* src/engine.c src/saved.c             0-6

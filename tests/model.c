@@ -260,7 +260,9 @@ static void types_agree_with_f32(void **state) {
             power += pow((double)want[i], 2);
         }
         print_message("%s: error %.2g of the logits' norm\n", t->name, sqrt(error / power));
-        assert_true(power > 0 && sqrt(error / power) < (t->block_len == 1 ? 1e-6 : 0.03));
+        /* one scale for all inputs of a token rounds more coarsely than one for 32 */
+        double most = t->block_len == 1 ? 1e-6 : trellis_bits(t->id) ? 0.05 : 0.03;
+        assert_true(power > 0 && sqrt(error / power) < most);
         free(got);
         free(want);
         mem_free(NULL, image);

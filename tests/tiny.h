@@ -14,6 +14,7 @@
 
 #include "codec.h"
 #include "gguf.h"
+#include "trellis23.h"
 
 #define die(...) (print_error(__VA_ARGS__), print_error("\n"), _fail(__FILE__, __LINE__))
 
@@ -50,6 +51,21 @@ static inline double tiny_random(TinyState *s) { /* -1..1, splitmix64 */
     return (double)(int64_t)(x ^ (x >> 31)) * 0x1p-63;
 }
 
+/* Random codes and a random seed of the rotation. */
+static inline void tiny_trellis(TinyState *s, int type, uint8_t *dst, size_t rows, size_t cols) {
+    float *d = malloc(rows * sizeof *d), gain = s->spec->gain ? s->spec->gain : 1;
+    for (size_t r = 0; r < rows; r++)
+        d[r] = gain * 0.04f * (float)(1.5 + tiny_random(s)) / (float)(trellis_bits(type) - 1);
+    trellis_put_scales(type, dst, rows, cols, d);
+    uint32_t seed = load_u32(dst);
+    for (size_t r = 0; r < rows; r += T_ROWS) {
+        uint8_t *pad = (uint8_t *)trellis_rows(type, dst, rows, cols, r).codes - T_PAD;
+        memset(pad, 0, T_PAD);
+        memcpy(pad, &seed, sizeof seed);
+    }
+    free(d);
+}
+
 /* Random blocks of a type that is only read, with scales that give weights of about 1/16. */
 static inline void tiny_blocks(TinyState *s, const TypeInfo *t, uint8_t *dst, size_t n_bytes) {
     static const struct {
@@ -79,6 +95,7 @@ static inline void tiny_encode(TinyState *s, const TypeInfo *t, uint8_t *dst, si
     memset(dst, 0, n_bytes);
     if (!t->encode) {
         tiny_blocks(s, t, dst, n_bytes);
+        if (trellis_bits(t->id)) tiny_trellis(s, t->id, dst, rows, cols);
         free(src);
         return;
     }

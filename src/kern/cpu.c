@@ -62,6 +62,7 @@ void kern_init(Kern *k, unsigned mask) {
     kern_scalar(k);
     kern_float_scalar(k);
     kern_kv_scalar(k);
+    kern_trellis_scalar(k);
 #if defined(__x86_64__)
     if (isa & DIBIT_ISA_AVX2) {
         kern_avx2(k);

@@ -60,6 +60,20 @@ typedef struct KqGroup {
 #define MULF_ARGS                                                                                  \
     (float *y, size_t ldy, const uint8_t *w, size_t row_bytes, int n_rows, const float *x,         \
      size_t ldx, int n_tokens, int n)
+/* t2 and t3 (trellis23.h): y[t * ldy + r] of n_rows rows, 64 or 128, of one row block. codes and
+ * signs are TrellisRows of the first row, a multiple of 64: the code byte of row r in tile q is
+ * codes[q * height + r], height 64 or 128, and codes[-1] may be read; signs is NULL for t2. a is
+ * what quantize_t made: one scale a token, at scale[t * (ld / 32)], and the sum of its codes at
+ * sum[t * (ld / 16)]; n_quads = inputs / 4, a multiple of 8.
+ *
+ * y = (a_scale * row_scale) * (float)S, S = sum a (p - 4) (t2)
+ *
+ * y = (a_scale * (row_scale * 0.5f)) * (float)S, S = sum a (2u - 31) (t3)
+ *
+ * S fits 32 bits, and so do sum a p and sum a u. */
+#define MUL_T_ARGS                                                                                 \
+    (float *y, size_t ldy, const uint8_t *codes, const uint8_t *signs, int height, int n_rows,     \
+     const uint16_t *row_scale, int n_quads, const A8 *a, int n_tokens)
 /* exp(x), the same operations in every instruction set: t = x * LOG2E + ROUND, k = t - ROUND
  * (nearest integer), r = (x - k * LN2_HI) - k * LN2_LO, p = EXP_6, then p = p * r + EXP_5 .. EXP_1,
  * p = (p * (r * r) + r) + 1, times 2^k by its bits; 0 below EXP_MIN, infinity above EXP_MAX, NaN
@@ -108,6 +122,15 @@ typedef struct KqGroup {
     /* one A8 row. Per group of 32, amax its largest |x|: scale = amax / 127, q = x * min(127 / \
      * amax, FLT_MAX) to nearest even; with NaN or infinity in it, scale = NaN and q = 0 */ \
     X(quantize, void, (int8_t * q, float *scale, int32_t *sum, const float *x, int n)) \
+    X(mul_t2, void, MUL_T_ARGS) \
+    X(mul_t3, void, MUL_T_ARGS) \
+    /* S x of trellis23.h: for n = b m inputs, b the largest power of two in n, at least 32: x times \
+     * +-1 / sqrt(b); sums and differences of values 1, 2, 4 .. b / 2 apart within blocks of b; if \
+     * m > 1, times +-1 / sqrt(b / 8); sums and differences of values 8m, 16m .. n / 2 apart */ \
+    X(rotate, void, (float *dst, const float *x, int n, uint32_t seed)) \
+    /* one row for mul_t2 and mul_t3, n a multiple of 32: amax, scale and rounding as in quantize, \
+     * one scale and sum for all inputs; byte 4k + i of q is the code of x[i * n / 4 + k] */ \
+    X(quantize_t, void, (int8_t * q, float *scale, int32_t *sum, const float *x, int n)) \
     X(mul_f32, void, MULF_ARGS) \
     X(mul_f16, void, MULF_ARGS) \
     X(mul_bf16, void, MULF_ARGS) \
@@ -201,6 +224,7 @@ void kern_float_avx512(Kern *k);
 void kern_neon(Kern *k);
 void kern_neondot(Kern *k);
 void kern_float_neon(Kern *k);
+void kern_trellis_scalar(Kern *k);
 void kern_kv_scalar(Kern *k);
 void kern_kv_avx2(Kern *k);
 void kern_kv_avx512bitalg(Kern *k);
