@@ -277,14 +277,16 @@ static json_t *test_json(const Bench *b, const Test *t) {
     json_object_set_new(o, "bandwidth_runs", numbers(b->bandwidth[kind], b->n_measured));
     json_object_set_new(o, "bandwidth_4k_pages",
                         json_real(median(b->bandwidth[BANDWIDTH_SMALL_PAGES], b->n_measured)));
-    json_t *more =
-        json_pack("{s:i,s:i,s:i,s:i,s:i,s:s,s:s,s:i,s:i,s:s*,s:s,s:I,s:I,s:I,s:s}", "n_prompt",
-                  t->decode ? 0 : t->n, "n_gen", t->decode ? t->n : 0, "n_depth", a->n_depth,
-                  "n_threads", s->info.n_threads, "repetitions", reps, "cache_type_k", a->kv.k,
-                  "cache_type_v", a->kv.v, "kv_sinks", a->kv.sinks, "kv_window", a->kv.window,
-                  "kv_layers", a->kv.layers, "isa", s->info.isa, "n_params",
-                  (json_int_t)s->info.n_params, "weight_bytes", (json_int_t)s->info.weight_bytes,
-                  "repacked_bytes", (json_int_t)s->info.repacked_bytes, "version", dibit_version());
+    DibitMemory m;
+    dibit_memory(s->session, &m);
+    json_t *more = json_pack(
+        "{s:i,s:i,s:i,s:i,s:i,s:s,s:s,s:i,s:i,s:s*,s:I,s:I,s:s,s:I,s:I,s:I,s:s}", "n_prompt",
+        t->decode ? 0 : t->n, "n_gen", t->decode ? t->n : 0, "n_depth", a->n_depth, "n_threads",
+        s->info.n_threads, "repetitions", reps, "cache_type_k", a->kv.k, "cache_type_v", a->kv.v,
+        "kv_sinks", a->kv.sinks, "kv_window", a->kv.window, "kv_layers", a->kv.layers, "kv_zero",
+        (json_int_t)m.kv_zero, "kv_saturated", (json_int_t)m.kv_saturated, "isa", s->info.isa,
+        "n_params", (json_int_t)s->info.n_params, "weight_bytes", (json_int_t)s->info.weight_bytes,
+        "repacked_bytes", (json_int_t)s->info.repacked_bytes, "version", dibit_version());
     json_object_update(o, more);
     json_decref(more);
     return o;
@@ -319,6 +321,11 @@ static int report(const Bench *b) {
             printf(" %10.1f %5.1f %%", bytes * 1e-6,
                    100 * bytes * speed / median(b->bandwidth[memory_kind(b, s)], b->n_measured));
         putchar('\n');
+    }
+    for (int i = 0; i < b->n_subjects; i++) {
+        DibitMemory m;
+        dibit_memory(b->subjects[i].session, &m);
+        cli_kv_warn(m.kv_saturated);
     }
     return 0;
 }

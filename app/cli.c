@@ -422,6 +422,13 @@ void cli_kv_text(const CliKv *kv, char *buf, size_t cap) {
     snprintf(buf, cap, "%s/%s%s%s%s", kv->k, kv->v, recent, *layers ? ", layers " : "", layers);
 }
 
+void cli_kv_warn(uint64_t n_saturated) {
+    if (n_saturated)
+        cli_error("warning: %llu head vectors were too large for k2 and k3 and lost their size; "
+                  "use q8 or f16 for those layers (--kv-layers)",
+                  (unsigned long long)n_saturated);
+}
+
 void cli_kv_options(const CliKv *kv, DibitSessionOptions *opt) {
     opt->cache_k = kv->k;
     opt->cache_v = kv->v;

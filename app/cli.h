@@ -196,6 +196,8 @@ typedef struct CliKv {
 int cli_kv_check(const char *command, const CliKv *kv);
 /* "k3/k2, sinks 4, window 64, layers 0=q4" */
 void cli_kv_text(const CliKv *kv, char *buf, size_t cap);
+/* A line on stderr where records were saturated. */
+void cli_kv_warn(uint64_t n_saturated);
 /* Sets the fields of the cache. */
 void cli_kv_options(const CliKv *kv, DibitSessionOptions *opt);
 

@@ -89,9 +89,10 @@ static int set_kv(json_t *o, const CliKv *kv) {
 }
 
 static json_t *result_json(const Args *a, const EvalResult *r, double seconds) {
-    json_t *o = json_pack("{s:s,s:i,s:i,s:I,s:I,s:f}", "text", a->file, "window", a->window, "skip",
-                          a->skip, "windows", (json_int_t)r->n_windows, "tokens",
-                          (json_int_t)r->n_tokens, "seconds", seconds);
+    json_t *o = json_pack("{s:s,s:i,s:i,s:I,s:I,s:I,s:I,s:f}", "text", a->file, "window", a->window,
+                          "skip", a->skip, "windows", (json_int_t)r->n_windows, "tokens",
+                          (json_int_t)r->n_tokens, "kv_zero", (json_int_t)r->kv_zero,
+                          "kv_saturated", (json_int_t)r->kv_saturated, "seconds", seconds);
     if (!o) return NULL;
     CliKv kv = setting(a, r->cache_k, r->cache_v);
     int rc = set_kv(o, &kv) | set(o, "ppl", r->ppl) | set(o, "top1_accuracy", r->top1_accuracy);
@@ -131,6 +132,7 @@ static void print_table(const Args *a, const EvalResult *r, int n, double second
         char text[120];
         cli_kv_text(&kv, text, sizeof text);
         printf("\nKV cache %s\n", text);
+        cli_kv_warn(p->kv_saturated);
         printf("  perplexity          %10.4f +- %.4f\n", p->ppl.mean, p->ppl.se);
         printf("  top-1 accuracy      %10.4f +- %.4f\n", p->top1_accuracy.mean,
                p->top1_accuracy.se);

@@ -173,9 +173,10 @@ static int report(const Run *r) {
         json_t *t = json_pack("{s:i,s:f,s:i,s:f,s:f,s:f}", "prompt_n", (int)r->n_prompt,
                               "prompt_ms", prompt, "predicted_n", r->n_generated, "predicted_ms",
                               predicted, "predicted_per_second", speed, "ttft_ms", ttft);
-        return cli_print_json(json_pack("{s:o,s:I,s:I,s:s,s:I}", "timings", t, "kv_bytes",
-                                        (json_int_t)m.kv, "weight_bytes", (json_int_t)m.weights,
-                                        "finish_reason", r->finish, "seed",
+        return cli_print_json(json_pack("{s:o,s:I,s:I,s:I,s:I,s:s,s:I}", "timings", t, "kv_bytes",
+                                        (json_int_t)m.kv, "kv_zero", (json_int_t)m.kv_zero,
+                                        "kv_saturated", (json_int_t)m.kv_saturated, "weight_bytes",
+                                        (json_int_t)m.weights, "finish_reason", r->finish, "seed",
                                         (json_int_t)r->a->sampling.seed),
                               false);
     }
@@ -190,6 +191,7 @@ static int report(const Run *r) {
             per_second(r->n_computed, prompt), ttft, r->n_generated, predicted, speed,
             (double)m.weights / 1048576, (double)m.kv / 1048576, (double)m.scratch / 1048576,
             m.n_past, m.n_ctx, r->finish, r->finish_detail);
+    cli_kv_warn(m.kv_saturated);
     return 0;
 }
 

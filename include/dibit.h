@@ -235,6 +235,11 @@ typedef struct DibitMemory {
     size_t kv;      /* the cache's bytes as they were allocated */
     size_t scratch; /* activations, logits, token history */
     int n_ctx, n_past;
+    /* Head vectors that became k2 or k3 records since the session began and whose root mean square
+     * is outside the scale's range, 2^(-127/16) to 2^(127/16) (0.004 to 245): below it they are
+     * stored as zero (zeros themselves do not count), above it with the largest scale, which costs
+     * quality. */
+    uint64_t kv_zero, kv_saturated;
 } DibitMemory;
 DIBIT_API void dibit_memory(const DibitSession *session, DibitMemory *out);
 

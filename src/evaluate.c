@@ -427,6 +427,10 @@ int evaluate_text(DibitEngine *model, DibitEngine *base, const int32_t *ids, siz
         results[k] = (EvalResult){ .n_windows = (uint64_t)e.n_windows };
         results[k].cache_k = opt->n_settings && opt->cache_k ? opt->cache_k[k] : "f16";
         results[k].cache_v = opt->n_settings && opt->cache_v ? opt->cache_v[k] : "f16";
+        DibitMemory m;
+        dibit_memory(e.sessions[k], &m);
+        results[k].kv_zero = m.kv_zero;
+        results[k].kv_saturated = m.kv_saturated;
         finish(&results[k], &e.sums[k], e.klds ? e.klds + (size_t)k * per_setting : NULL,
                base != NULL);
     }

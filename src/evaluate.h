@@ -25,7 +25,8 @@ typedef struct EvalValue {
 
 typedef struct EvalResult {
     const char *cache_k, *cache_v;
-    uint64_t n_tokens, n_windows; /* counted positions */
+    uint64_t n_tokens, n_windows;   /* counted positions */
+    uint64_t kv_zero, kv_saturated; /* of the model's cache, as in DibitMemory */
     EvalValue ppl, top1_accuracy;
     bool has_base; /* the rest is set only then */
     EvalValue ppl_base, top1_accuracy_base, ppl_ratio, kld_mean, top1_agreement,

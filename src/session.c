@@ -414,7 +414,9 @@ void dibit_memory(const DibitSession *s, DibitMemory *out) {
     *out = (DibitMemory){ .weights = m->file_bytes + m->packed_bytes,
                           .kv = cache_allocated(&s->cache),
                           .n_ctx = s->n_ctx,
-                          .n_past = s->n_tokens };
+                          .n_past = s->n_tokens,
+                          .kv_zero = (uint64_t)atomic_load(&s->cache.n_zero),
+                          .kv_saturated = (uint64_t)atomic_load(&s->cache.n_saturated) };
     out->scratch = scratch_bytes(&s->scratch) + other_bytes(s);
 }
 

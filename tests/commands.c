@@ -317,6 +317,48 @@ static void kv_options(void **state) {
     free(first);
 }
 
+/* Vectors beyond the records' scale are counted and warned of, and only they. */
+static void kv_counts(void **state) {
+    (void)state;
+    char text[1001];
+    for (size_t i = 0; i < 1000; i++) text[i] = (char)('a' + hash64(1, &i, sizeof i) % 26);
+    text[1000] = 0;
+    const char *file = write_file("counts.txt", text, 1000);
+    for (int i = 0; i < 3; i++) { /* of normal size, large, small */
+        Tiny spec = { .type = T_F16, .gain = i == 0 ? 1 : i == 1 ? 1000 : 1e-4f };
+        const char *m = write_tiny("counts.gguf", &spec),
+                   *warning = i == 1 ? "too large for k2" : "";
+        const char *kv = i == 2 ? "k2" : "k3";
+        expect(
+            run(NULL, "eval", "-m", m, "-f", file, "-c", "256", "-ctk", kv, "-ctv", kv, "--json"),
+            0, NULL);
+        json_t *o = parse(last.out);
+        double written = number(o, "windows") * (256 - 64) * TINY_LAYERS * TINY_KV * 2;
+        assert_true(number(o, "kv_saturated") == (i == 1 ? written : 0));
+        assert_true(number(o, "kv_zero") == (i == 2 ? written : 0));
+        json_decref(o);
+        expect(run(NULL, "eval", "-m", m, "-f", file, "-c", "256", "-ctk", kv, "-ctv", kv), 0,
+               warning);
+        assert_true(i == 1 || !last.err[0]);
+        expect(run(NULL, "run", "-m", m, "-p", text + 800, "-n", "3", "-ctk", kv), 0, warning);
+        assert_true(i == 1 || !strstr(last.err, "warning"));
+        expect(run(NULL, "run", "-m", m, "-p", text + 800, "-n", "3", "-ctk", kv, "--json"), 0,
+               NULL);
+        const char *counts = strstr(last.out, i == 1 ? "\"kv_saturated\"" : "\"kv_zero\"");
+        assert_non_null(counts);
+        assert_true((atoi(counts + strcspn(counts, "0123456789")) > 0) == (i > 0));
+        expect(run(NULL, "bench", "-m", m, "-p", "100", "-n", "0", "-r", "1", "-ctv", kv), 0,
+               warning);
+        expect(run(NULL, "bench", "-m", m, "-p", "100", "-n", "0", "-r", "1", "-ctv", kv, "--json"),
+               0, NULL);
+        json_t *list = parse(last.out);
+        const json_t *pp = json_array_get(list, 0);
+        assert_true((number(pp, "kv_saturated") > 0) == (i == 1));
+        assert_true((number(pp, "kv_zero") > 0) == (i == 2));
+        json_decref(list);
+    }
+}
+
 static void eval_choices(void **state) {
     (void)state;
     static const char lines[] =
@@ -434,6 +476,7 @@ int main(void) {
         cmocka_unit_test(chat_reports_errors),
         cmocka_unit_test(eval_json),
         cmocka_unit_test(kv_options),
+        cmocka_unit_test(kv_counts),
         cmocka_unit_test(eval_choices),
         cmocka_unit_test(logits_json),
         cmocka_unit_test(bench_json),
