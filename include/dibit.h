@@ -186,6 +186,13 @@ DIBIT_API int dibit_session_create(DibitSession **out, DibitEngine *engine,
                                    const DibitSessionOptions *opt, DibitError *err);
 DIBIT_API void dibit_session_free(DibitSession **session); /* NULL is fine; sets *session to NULL */
 
+/* A second session that goes on where this one is: the same tokens, cache, logits, sampler and its
+ * random state, so that both give the same text until they are told otherwise. Whole pages of 256
+ * positions of the cache are shared until one of the two writes there, which makes a copy and may
+ * fail with DIBIT_E_MEMORY; the rest is the fork's own. Either may be freed first, and each may be
+ * used by a thread of its own. */
+DIBIT_API int dibit_fork(DibitSession **out, DibitSession *session, DibitError *err);
+
 /* Makes the cache hold exactly these n tokens: keeps the common prefix, prefills the rest. Returns
  * the number of tokens that were computed. n == 0 empties the session. After an error or a cancel
  * the session holds the tokens that were finished; sync again to go on. */
@@ -231,9 +238,10 @@ DIBIT_API size_t dibit_tokens(const DibitSession *session, const int32_t **ids);
 DIBIT_API void dibit_cancel(DibitSession *session);
 
 typedef struct DibitMemory {
-    size_t weights; /* of the engine, shared by its sessions */
-    size_t kv;      /* the cache's bytes as they were allocated */
-    size_t scratch; /* activations, logits, token history */
+    size_t weights;   /* of the engine, shared by its sessions */
+    size_t kv;        /* the cache's bytes as they were allocated */
+    size_t kv_shared; /* of these, what forks share at present: each of them counts it */
+    size_t scratch;   /* activations, logits, token history */
     int n_ctx, n_past;
     /* Head vectors that became k2 or k3 records since the session began and whose root mean square
      * is outside the scale's range, 2^(-127/16) to 2^(127/16) (0.004 to 245): below it they are

@@ -279,7 +279,7 @@ static int pages_in_use(const Cache *c) {
     return count_pages(c->n_past);
 }
 
-int cache_fork(Cache *c, Cache *src, DibitError *err) {
+int cache_fork(Cache *c, const Cache *src, DibitError *err) {
     *c = (Cache){ .shape = src->shape, .memory = src->memory };
     c->page_total = src->page_total;
     c->recent_bytes = src->recent_bytes;
@@ -301,7 +301,22 @@ int cache_fork(Cache *c, Cache *src, DibitError *err) {
     c->q8_from = src->q8_from;
     c->ring_from = src->ring_from;
     c->n_records = src->n_records;
+    atomic_store(&c->n_zero, atomic_load(&src->n_zero));
+    atomic_store(&c->n_saturated, atomic_load(&src->n_saturated));
     return 0;
+}
+
+size_t cache_forkable(const Cache *c) {
+    size_t n = 0;
+    for (int p = 0; p < pages_in_use(c); p++) n += page_bytes(c, p);
+    return n;
+}
+
+size_t cache_shared(const Cache *c) {
+    size_t n = 0;
+    for (int p = 0; p < c->n_pages; p++)
+        if (atomic_load(&c->pages[p]->refs) > 1) n += page_bytes(c, p);
+    return n;
 }
 
 void cache_free(Cache *c) {
@@ -351,15 +366,10 @@ int cache_records_end(const Cache *c, int layer, int i) {
     return MIN(i + 1, MAX(window_start(c, i), c->q8_from));
 }
 
-int cache_reserve(Cache *c, int n, DibitError *err) {
-    assert(n >= 0);
-    if (n > c->shape.n_ctx - c->n_past)
-        return fail(err, DIBIT_E_CONTEXT,
-                    "%d tokens at position %d do not fit the context of %d; shorten the text or "
-                    "raise -c",
-                    n, c->n_past, c->shape.n_ctx);
-    int first = MIN(c->n_past, MIN(records_done(c, c->n_past), c->n_records)) / KV_PAGE;
-    for (int p = first; n > 0 && p <= (c->n_past + n - 1) / KV_PAGE; p++) {
+/* Makes pages first..end-1 its own. A page with one owner cannot get another but from this thread.
+ */
+static int own_pages(Cache *c, int first, int end, DibitError *err) {
+    for (int p = first; p < end; p++) {
         CachePage *old = c->pages[p];
         if (atomic_load(&old->refs) == 1) continue;
         CachePage *own = page_create(c, p);
@@ -369,6 +379,21 @@ int cache_reserve(Cache *c, int n, DibitError *err) {
         page_release(c, old);
     }
     return 0;
+}
+
+int cache_own(Cache *c, int n, DibitError *err) {
+    return own_pages(c, 0, count_pages(n), err);
+}
+
+int cache_reserve(Cache *c, int n, DibitError *err) {
+    assert(n >= 0);
+    if (n > c->shape.n_ctx - c->n_past)
+        return fail(err, DIBIT_E_CONTEXT,
+                    "%d tokens at position %d do not fit the context of %d; shorten the text or "
+                    "raise -c",
+                    n, c->n_past, c->shape.n_ctx);
+    int first = MIN(c->n_past, MIN(records_done(c, c->n_past), c->n_records)) / KV_PAGE;
+    return n > 0 ? own_pages(c, first, count_pages(c->n_past + n), err) : 0;
 }
 
 int cache_truncate(Cache *c, int n) {

@@ -95,7 +95,12 @@ bool cache_bytes(const CacheShape *s, size_t *n_bytes);
 int cache_create(Cache *c, const CacheShape *s, const DibitAllocator *memory, DibitError *err);
 /* A cache like src and with its content; whole pages are shared until one of the two writes there.
  */
-int cache_fork(Cache *c, Cache *src, DibitError *err);
+int cache_fork(Cache *c, const Cache *src, DibitError *err);
+/* Bytes of pages that a fork would share, and of those that are shared. */
+size_t cache_forkable(const Cache *c);
+size_t cache_shared(const Cache *c);
+/* Makes the pages of the first n positions its own. */
+int cache_own(Cache *c, int n, DibitError *err);
 void cache_free(Cache *c);
 /* Whether n more positions fit: DIBIT_E_CONTEXT naming the position when they do not. Makes the
  * pages that they will write its own. */

@@ -184,6 +184,7 @@ int dibit_restore(DibitSession *s, const char *path, DibitError *err) {
     if (r != 0) return r;
     r = check_header(s, &f, &h, path, err);
     if (r == 0) r = check_content(s, &f, &h, path, err);
+    if (r == 0) r = cache_own(&s->cache, (int)h.n_past, err);
     if (r == 0) {
         const uint8_t *ids = f.data + sizeof h;
         size_t n = (size_t)h.n_tokens * sizeof(int32_t);

@@ -175,14 +175,16 @@ static size_t text_bytes(const DibitEngine *e) {
     return 3 * (e->max_token_bytes + 8);
 }
 
+/* With a cache of its own, or one that is forked from another session's. */
 static int create_parts(DibitSession *s, const CacheShape *shape, const DibitSampling *sampling,
-                        DibitError *err) {
+                        const Cache *fork_of, DibitError *err) {
     DibitEngine *e = s->engine;
     const DibitAllocator *memory = &e->memory;
     size_t kv, rest, need;
     if (!cache_bytes(shape, &kv) || !scratch_size(&e->model, s->n_batch, s->n_ctx, &rest) ||
         !size_add(kv, rest, &need))
         return fail(err, DIBIT_E_MEMORY, "a context of %d positions is too large", s->n_ctx);
+    if (fork_of) need -= cache_forkable(fork_of);
     int r = sampler_create(&s->sampler, e->model.hp.n_vocab, sampling, memory, err);
     if (r != 0) return r;
     size_t available = memory->alloc ? SIZE_MAX : memory_available();
@@ -191,7 +193,7 @@ static int create_parts(DibitSession *s, const CacheShape *shape, const DibitSam
     s->text_bytes = text_bytes(e);
     s->text = mem_alloc(memory, s->text_bytes);
     if (!s->tokens || !s->text) return too_large(s, need, SIZE_MAX, err);
-    r = cache_create(&s->cache, shape, memory, err);
+    r = fork_of ? cache_fork(&s->cache, fork_of, err) : cache_create(&s->cache, shape, memory, err);
     if (r == DIBIT_E_MEMORY) return too_large(s, need, SIZE_MAX, err);
     if (r == 0)
         r = scratch_create(&s->scratch, &e->model, &e->kern, e->pool, s->n_batch, s->n_ctx, memory,
@@ -211,12 +213,39 @@ int dibit_session_create(DibitSession **out, DibitEngine *engine, const DibitSes
     if (!s) return fail(err, DIBIT_E_MEMORY, "no memory for a session");
     s->engine = engine;
     int r = read_options(s, opt, &shape, types, err);
-    if (r == 0) r = create_parts(s, &shape, &opt->sampling, err);
+    if (r == 0) r = create_parts(s, &shape, &opt->sampling, NULL, err);
     if (r != 0)
         dibit_session_free(&s);
     else
         *out = s;
     return r;
+}
+
+int dibit_fork(DibitSession **out, DibitSession *src, DibitError *err) {
+    DibitEngine *e = src->engine;
+    size_t n_vocab = (size_t)e->model.hp.n_vocab;
+    *out = NULL;
+    DibitSession *s = mem_calloc(&e->memory, 1, sizeof *s);
+    if (!s) return fail(err, DIBIT_E_MEMORY, "no memory for a session");
+    s->engine = e;
+    s->n_ctx = src->n_ctx;
+    s->n_batch = src->n_batch;
+    int r = create_parts(s, &src->cache.shape, &src->sampler.cfg, &src->cache, err);
+    if (r != 0) {
+        dibit_session_free(&s);
+        return r;
+    }
+    s->sampler.state = src->sampler.state;
+    s->n_tokens = src->n_tokens;
+    memcpy(s->tokens, src->tokens, (size_t)s->n_tokens * sizeof *s->tokens);
+    s->has_logits = src->has_logits;
+    if (s->has_logits) memcpy(s->scratch.logits, src->scratch.logits, n_vocab * sizeof(float));
+    s->finish = src->finish;
+    s->utf8 = src->utf8;
+    atomic_store(&s->sync_done, atomic_load(&src->sync_done));
+    atomic_store(&s->sync_total, atomic_load(&src->sync_total));
+    *out = s;
+    return 0;
 }
 
 void dibit_session_free(DibitSession **session) {
@@ -413,6 +442,7 @@ void dibit_memory(const DibitSession *s, DibitMemory *out) {
     const Model *m = &s->engine->model;
     *out = (DibitMemory){ .weights = m->file_bytes + m->packed_bytes,
                           .kv = cache_allocated(&s->cache),
+                          .kv_shared = cache_shared(&s->cache),
                           .n_ctx = s->n_ctx,
                           .n_past = s->n_tokens,
                           .kv_zero = (uint64_t)atomic_load(&s->cache.n_zero),
