@@ -50,6 +50,8 @@ foreach(src ${FUZZ_SOURCES})
   endif()
 endforeach()
 
+add_test(NAME example_kv COMMAND example_kv)
+list(APPEND TESTS example_kv)
 foreach(name includes install neon cli)
   if(EXISTS ${CMAKE_SOURCE_DIR}/tests/${name}.sh)
     add_test(NAME ${name}.sh COMMAND sh tests/${name}.sh)

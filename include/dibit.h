@@ -261,6 +261,93 @@ DIBIT_API int dibit_session_memory(const DibitEngine *engine, const DibitSession
 DIBIT_API int dibit_save(const DibitSession *session, const char *path, DibitError *err);
 DIBIT_API int dibit_restore(DibitSession *session, const char *path, DibitError *err);
 
+/* ---- a KV cache by itself
+ * --------------------------------------------------------------------------
+ * For those who have an engine of their own: keys and values of a batch of sequences, kept at 2 to
+ * 16 bits a value, and attention over them without unpacking. No model is needed. examples/kv.c is
+ * a whole program.
+ *
+ * Arrays are float, row-major [batch, heads, n, head_dim]; `shape` names these four numbers and
+ * must fit the cache, n being free. They belong to the caller and are only looked at during the
+ * call. Keys come as attention uses them (after RoPE and the like). k2, k3 and q4 are kept in a
+ * rotated basis; keys, queries and results are turned to and fro inside.
+ *
+ * `positions` are n numbers, the same for every sequence of the batch; NULL has the meaning that
+ * each call states. Position p is in the cache once position p - 1 is. */
+typedef struct DibitKv DibitKv; /* used by one thread at a time */
+
+typedef struct DibitKvOptions {
+    int batch;      /* sequences, all of one length; 0: 1 */
+    int n_kv_heads; /* heads of keys and values; must be given */
+    int n_heads;    /* query heads, a multiple of n_kv_heads: head h reads KV head h /
+                       (n_heads / n_kv_heads); 0: n_kv_heads */
+    int head_dim;   /* a multiple of 8 up to 256; for k2 and k3 of 16, at least 32. Must be given */
+    int max_positions; /* must be given; at most 16777216 */
+    int n_layers;      /* caches of this shape that share threads and scratch; 0: 1 */
+    int n_batch;       /* positions that one pass encodes, see dibit_kv_attend(); 0: 256 */
+    const char *type_k, *type_v; /* "f16" (NULL), "q8", "q4", "k3" or "k2" */
+    int sinks;                   /* positions that k2 and k3 keep in q8: the first ones (0: 4, -1:
+                                    none; at most 256) */
+    int window;    /* and the most recent ones, a multiple of 16 (0: 64, -1: none; at most 65536) */
+    int n_threads; /* 0: one for each core the process may use */
+    DibitAllocator memory; /* zeros: malloc */
+} DibitKvOptions;
+
+/* Takes all memory that the cache will ever use. On success the caller owns *out and frees it with
+ * dibit_kv_free(); on failure *out is NULL. */
+DIBIT_API int dibit_kv_create(DibitKv **out, const DibitKvOptions *opt, DibitError *err);
+DIBIT_API void dibit_kv_free(DibitKv **kv); /* NULL is fine; sets *kv to NULL */
+
+/* Puts the keys and values [batch, n_kv_heads, n, head_dim] of n positions into a layer and returns
+ * how many positions the layer then holds. Positions NULL: the next n. Else they are taken in turn:
+ * one that is there is overwritten, the next one is added, one after that is an error (a gap), and
+ * so is one outside 0..max_positions-1.
+ *
+ * k2 and k3: what a position's record holds is made from its q8 row, so a position far back can be
+ * overwritten too: its record is encoded anew, and the cache is what it would be had the new vector
+ * come in the first place. (The record is all that is left of it: a later read gives that.)
+ *
+ * NaN, infinity, and numbers too large for the type are an error that says where (f16: a value
+ * above 65504; q8: above 8.3e6; the others: a vector longer than 5.2e5 for q4, 8.3e6 for k2 and
+ * k3). After any error the cache is as it was. Results do not depend on how positions are split
+ * into calls, nor on the number of threads. */
+DIBIT_API int dibit_kv_append(DibitKv *kv, int layer, const int shape[4], const float *k,
+                              const float *v, const int32_t *positions, DibitError *err);
+
+/* Attention: out [batch, n_heads, n, head_dim] = softmax(scale q k) v for queries of that shape
+ * (out may be q). A query at position i, which must be in the cache, sees the positions 0..i;
+ * positions NULL: the last n. Queries that shall see everything all have the last position. Scale 0
+ * means 1 / sqrt(head_dim). Queries that are not finite are an error.
+ *
+ * Of k2 and k3 query i reads position j in q8 if j < sinks or floor(i / 16) - floor(j / 16) <
+ * window / 16, else its record. Recent rows are kept for the last `window` positions, and for those
+ * that queries of the last append to any layer need. So either attend after each append of at most
+ * n_batch positions, or ask for positions among the last few (within the last 16 and with the same
+ * i / 16 as the last): an earlier one is an error that names the first possible. The other types
+ * have no such limit. */
+DIBIT_API int dibit_kv_attend(DibitKv *kv, int layer, const int shape[4], const float *q,
+                              const int32_t *positions, float scale, float *out, DibitError *err);
+
+/* Decodes positions (NULL: the first n) as a query at the last position reads them, in the caller's
+ * basis, for debugging: k and v [batch, n_kv_heads, n, head_dim], either may be NULL. */
+DIBIT_API int dibit_kv_read(DibitKv *kv, int layer, const int shape[4], float *k, float *v,
+                            const int32_t *positions, DibitError *err);
+
+/* Keeps the first n positions of every layer and returns how many it could keep: with k2 and k3 and
+ * a window that may be up to window + 16 fewer, where q8 rows that position n will read are gone.
+ * Append those again; results from position n on are then by the rule above. An error when a layer
+ * holds fewer than n. */
+DIBIT_API int dibit_kv_truncate(DibitKv *kv, int n, DibitError *err);
+DIBIT_API void dibit_kv_reset(DibitKv *kv); /* empties all layers and the counts below */
+
+typedef struct DibitKvBytes {
+    size_t rows;          /* what was allocated for keys and values, sinks and window counted */
+    size_t scratch;       /* and besides */
+    uint64_t n_zero;      /* k2 and k3 vectors too small for a record's scale: stored as zero */
+    uint64_t n_saturated; /* and too large: stored with the largest scale (rms 245) */
+} DibitKvBytes;
+DIBIT_API void dibit_kv_bytes(const DibitKv *kv, DibitKvBytes *out);
+
 /* The library's version: DIBIT_VERSION of the build. */
 DIBIT_API const char *dibit_version(void);
 

@@ -246,6 +246,11 @@ static bool create_frame(Cache *c) {
         !size_mul(fresh, row_q8(s->head_dim), &fresh))
         return false;
     c->recent = mem_calloc(c->memory, c->recent_bytes, 1);
+    if (s->scratch_of) {
+        c->fresh = s->scratch_of->fresh;
+        c->table = s->scratch_of->table;
+        return c->recent != NULL;
+    }
     c->fresh = mem_alloc(c->memory, fresh);
     c->table = mem_alloc(c->memory, sizeof *c->table);
     c->scratch_bytes = fresh + sizeof *c->table;
@@ -281,6 +286,7 @@ static int pages_in_use(const Cache *c) {
 
 int cache_fork(Cache *c, const Cache *src, DibitError *err) {
     *c = (Cache){ .shape = src->shape, .memory = src->memory };
+    c->shape.scratch_of = NULL;
     c->page_total = src->page_total;
     c->recent_bytes = src->recent_bytes;
     bool ok = create_frame(c);
@@ -327,8 +333,10 @@ void cache_free(Cache *c) {
     mem_free(c->memory, c->before[1]);
     mem_free(c->memory, c->q8_before);
     mem_free(c->memory, c->recent);
-    mem_free(c->memory, c->fresh);
-    mem_free(c->memory, c->table);
+    if (!c->shape.scratch_of) {
+        mem_free(c->memory, c->fresh);
+        mem_free(c->memory, c->table);
+    }
     *c = (Cache){ 0 };
 }
 
@@ -507,23 +515,37 @@ static void put_recent(const PutJob *j, int side, int head) {
         memcpy(ring + (size_t)(p % w) * row, fresh_at(c, side, head, p), row);
 }
 
-static void put_record(const PutJob *j, int side, int head, int p, KvCount *count) {
-    Cache *c = j->c;
-    int d = c->shape.head_dim, bits = types[cache_type(c, j->layer, side)].bits;
-    const uint8_t *row = fresh_at(c, side, head, p);
-    uint8_t *block = row_at(c, side, j->layer, head, p - p % KV_BLOCK);
+/* The record of position p from its q8 row. */
+static void put_record(Cache *c, const Kern *kern, int layer, int side, int head, int p,
+                       const uint8_t *row, KvCount *count) {
+    int d = c->shape.head_dim, bits = types[cache_type(c, layer, side)].bits;
+    uint8_t *block = row_at(c, side, layer, head, p - p % KV_BLOCK);
     float x[KV_MAX_DIM], scale = f16_to_f32(load_u16(row + d));
     if (!isfinite(scale)) {
         atomic_store(&c->nonfinite, 1);
         scale = 0;
     }
     for (int i = 0; i < d; i++) x[i] = (float)(int8_t)row[i] * scale;
-    if (p % KV_BLOCK == 0) memset(block, 0, KV_BLOCK * kv_record_bytes(bits, d));
-    KvEncoder e = { bits, ENCODE_BEAM, ENCODE_TRIES, { 1, 1, 1, 1 }, c->table, j->kern };
+    KvEncoder e = { bits, ENCODE_BEAM, ENCODE_TRIES, { 1, 1, 1, 1 }, c->table, kern };
     if (c->shape.weights)
-        memcpy(e.weight, c->shape.weights[(2 * j->layer + side) * c->shape.n_kv_heads + head],
+        memcpy(e.weight, c->shape.weights[(2 * layer + side) * c->shape.n_kv_heads + head],
                sizeof e.weight);
     kv23_encode(&e, block, p % KV_BLOCK, x, d, count);
+}
+
+/* The next record of a side; the first of a block clears it, since all 16 are read. */
+static void add_record(const PutJob *j, int side, int head, int p, KvCount *count) {
+    Cache *c = j->c;
+    int bits = types[cache_type(c, j->layer, side)].bits;
+    if (p % KV_BLOCK == 0)
+        memset(row_at(c, side, j->layer, head, p), 0,
+               KV_BLOCK * kv_record_bytes(bits, c->shape.head_dim));
+    put_record(c, j->kern, j->layer, side, head, p, fresh_at(c, side, head, p), count);
+}
+
+static void count_records(Cache *c, const KvCount *count) {
+    if (count->n_zero) atomic_fetch_add(&c->n_zero, (long)count->n_zero);
+    if (count->n_saturated) atomic_fetch_add(&c->n_saturated, (long)count->n_saturated);
 }
 
 static void recent_item(void *arg, int item, int thread) {
@@ -550,13 +572,12 @@ static void put_item(void *arg, int item, int thread) {
     end = MIN(end, (block + 1) * CHUNK);
     for (int p = first; p < end; p++) {
         if (t->bits)
-            put_record(j, side, head, p, &count);
+            add_record(j, side, head, p, &count);
         else
             t->put(j->kern, row_at(c, side, j->layer, head, p), input(j, side, head, p - j->pos),
                    d);
     }
-    if (count.n_zero) atomic_fetch_add(&c->n_zero, (long)count.n_zero);
-    if (count.n_saturated) atomic_fetch_add(&c->n_saturated, (long)count.n_saturated);
+    count_records(c, &count);
 }
 
 void cache_put(Cache *c, const Kern *kern, Pool *pool, int layer, int pos, int n, const float *k,
@@ -570,6 +591,57 @@ void cache_put(Cache *c, const Kern *kern, Pool *pool, int layer, int pos, int n
         pool_run(n < CHUNK ? NULL : pool, recent_item, &j, 2 * heads);
     }
     pool_run(n < CHUNK && !c->has_records ? NULL : pool, put_item, &j, 2 * heads * j.n_chunks);
+}
+
+/* A side with records: the new q8 row wherever there is one of this position, and the record. */
+static void replace_recent(Cache *c, const Kern *kern, int layer, int side, int head, int p,
+                           const float *x, bool in_hand) {
+    uint8_t q8[KV_MAX_DIM + 2], *sinks = recent_at(c, side, layer, head);
+    size_t row = row_q8(c->shape.head_dim);
+    int n_sinks = c->shape.sinks, w = c->shape.window;
+    KvCount count = { 0 };
+    kern->kv_put_q8(q8, x, c->shape.head_dim);
+    if (p < n_sinks) memcpy(sinks + (size_t)p * row, q8, row);
+    if (w && p >= c->ring_from) memcpy(sinks + (size_t)(n_sinks + p % w) * row, q8, row);
+    if (in_hand && p >= c->fresh_from) memcpy(fresh_at(c, side, head, p), q8, row);
+    if (p < MAX(records_done(c, c->n_past), c->q8_from))
+        put_record(c, kern, layer, side, head, p, q8, &count);
+    count_records(c, &count);
+}
+
+void cache_replace(Cache *c, const Kern *kern, int layer, int p, const float *k, const float *v,
+                   bool in_hand) {
+    const PutJob j = { c, kern, layer, p, 1, 1, { k, v } };
+    assert(p >= 0 && p < c->n_past);
+    for (int i = 0; i < 2 * c->shape.n_kv_heads; i++) {
+        int side = i % 2, head = i / 2;
+        const KvType *t = &types[cache_type(c, layer, side)];
+        const float *x = input(&j, side, head, 0);
+        if (t->bits)
+            replace_recent(c, kern, layer, side, head, p, x, in_hand);
+        else
+            t->put(kern, row_at(c, side, layer, head, p), x, c->shape.head_dim);
+    }
+}
+
+int cache_first_query(const Cache *c) {
+    int w = c->shape.window;
+    if (!c->has_records || w == 0 || c->q8_from >= c->ring_from) return 0;
+    return up_to_block(c->ring_from) + w - KV_BLOCK;
+}
+
+void cache_refresh(Cache *c, int layer, int i) {
+    if (!layer_has_records(c, layer) || c->shape.window == 0) return;
+    size_t row = row_q8(c->shape.head_dim);
+    assert(i >= cache_first_query(c));
+    c->fresh_from = MAX(window_start(c, i), c->q8_from);
+    for (int h = 0; h < 2 * c->shape.n_kv_heads; h++) {
+        int side = h % 2, head = h / 2;
+        if (!types[cache_type(c, layer, side)].bits) continue;
+        const uint8_t *ring = recent_at(c, side, layer, head) + (size_t)c->shape.sinks * row;
+        for (int p = c->fresh_from; p < c->n_past; p++)
+            memcpy(fresh_at(c, side, head, p), ring + (size_t)(p % c->shape.window) * row, row);
+    }
 }
 
 int cache_each_run(const Cache *c, int n_past, int ring_from,

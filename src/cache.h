@@ -62,6 +62,8 @@ typedef struct CacheShape {
                                   not copied */
     int sinks, window;         /* positions in q8 beside records; window a multiple of KV_BLOCK */
     int n_batch;               /* most positions of one cache_put; 0: 256 */
+    const struct Cache *scratch_of; /* borrows the scratch of that cache, which has this shape; for
+                                       caches that are put and attended in turn. NULL: its own */
 } CacheShape;
 
 typedef struct CachePage CachePage;
@@ -131,6 +133,16 @@ KvView cache_view(const Cache *c, int layer, int side, int head, int p, int star
  * next cache_put. */
 void cache_put(Cache *c, const Kern *kern, Pool *pool, int layer, int pos, int n, const float *k,
                const float *v);
+/* Writes position p < n_past of a layer anew, k and v (n_kv_heads, head_dim): from then on the
+ * cache is what it would be had they come in the first place. in_hand: the layer was that of the
+ * last cache_put or cache_refresh. Pages must be the cache's own. */
+void cache_replace(Cache *c, const Kern *kern, int layer, int p, const float *k, const float *v,
+                   bool in_hand);
+/* Queries of a layer that no cache_put went before: cache_refresh() makes it the layer in hand for
+ * positions i..n_past-1, where i is not below cache_first_query(), whose q8 rows are still there.
+ */
+int cache_first_query(const Cache *c);
+void cache_refresh(Cache *c, int layer, int i);
 size_t cache_allocated(const Cache *c);
 /* Ends a pass: n more positions are filled. */
 void cache_advance(Cache *c, int n);

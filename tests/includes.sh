@@ -25,6 +25,7 @@ src/scalar23.c                                    0-2
 src/kern/*                                        names kern.h codec.h kv23.h trellis23.h dibit.h
 src/ops* src/attend*                              0-4
 src/model*                                        0-5
+src/kv.c                                          0-4
 src/session* src/engine.c src/saved.c             0-6
 src/quantize* src/evaluate* src/shape*            0-5 7-7
 src/calibrat* src/feedback* src/recover*          0-5 7-7
