@@ -188,7 +188,7 @@ static void plain_types_match_plain_attention(void **state) {
         DibitKv *kv = create(&c.o);
         append(&c, kv, 0, 0, c.n);
         attend(&c, kv, 0, 0, c.n, scale);
-        double bound = (type_k ? 0.03 : 0.003) + (type_v ? 0.009 : 0.001);
+        double bound = (type_k ? 0.07 : 0.003) + (type_v ? 0.009 : 0.001);
         double square, e = distance(&c, c.k, c.v, 0, scale, &square);
         if (!(e <= bound))
             fail_msg("%s %s d %d: off by %g", names[type_k], names[type_v], c.o.head_dim, e);
@@ -226,7 +226,7 @@ static void coarse_types_match_what_read_gives(void **state) {
 
 /* `read` gives back what went in, up to the type's error: mean square, relative. */
 static void read_gives_the_vectors(void **state) {
-    static const double most[] = { 1e-7, 5e-5, 0.01, 0.05, 0.16 };
+    static const double most[] = { 1e-7, 5e-5, 0.015, 0.07, 0.18 };
     (void)state;
     for (int i = 0; i < 10; i++)
         for (size_t type = 0; type < ARRAY_LEN(names); type++) {
