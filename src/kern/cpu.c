@@ -68,6 +68,7 @@ void kern_init(Kern *k, unsigned mask) {
         kern_avx2(k);
         kern_float_avx2(k);
         kern_kv_avx2(k);
+        kern_trellis_avx2(k);
     }
     if (isa & DIBIT_ISA_AVX512VNNI) {
         kern_avx512vnni(k);

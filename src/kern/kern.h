@@ -225,6 +225,7 @@ void kern_neon(Kern *k);
 void kern_neondot(Kern *k);
 void kern_float_neon(Kern *k);
 void kern_trellis_scalar(Kern *k);
+void kern_trellis_avx2(Kern *k);
 void kern_kv_scalar(Kern *k);
 void kern_kv_avx2(Kern *k);
 void kern_kv_avx512bitalg(Kern *k);
