@@ -101,12 +101,15 @@ static void go_on(DibitSession *s, int side, int n, int step) {
         sync_to(s, 1 + side, n + 40);
         return; /* from token 100 on a text of its own */
     case 2:
+        generate(s, 4);
+        return; /* which is still there */
+    case 3:
         sync_to(s, 0, side ? 90 : n - 5);
         return; /* cut back */
-    case 3:
+    case 4:
         generate(s, side ? 70 : 33);
         return;
-    case 4:
+    case 5:
         sync_to(s, side, side ? 20 : N_CTX - 3);
         return;
     default:
@@ -114,7 +117,7 @@ static void go_on(DibitSession *s, int side, int n, int step) {
         return;
     }
 }
-enum { N_STEPS = 6 };
+enum { N_STEPS = 7 };
 
 static void both_sides_go_on_unforked(void **state) {
     (void)state;
