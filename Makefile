@@ -14,7 +14,7 @@ CMAKE = env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL cmake
 configure = @log=$$($(CMAKE) --preset $(1) -Wno-dev 2>&1) || { echo "$$log"; exit 1; }
 build = @$(CMAKE) --build $(1) -j $(JOBS) $(if $(2),--target $(2))
 
-.PHONY: all program run chat test bench kern lint format fuzz asan ubsan tsan deps install clean help
+.PHONY: all program run chat test bench kern lint format fuzz asan ubsan tsan longrun deps install clean help
 all: program
 program:
 	@tools/deps.sh build
@@ -62,16 +62,18 @@ fuzz:
 	@tools/fuzz.sh build/fuzz '$(T)' $(FUZZ_TIME)
 
 # The test suite under sanitizers: address and undefined behaviour together, then threads.
-asan ubsan:
+asan ubsan tsan:
 	@tools/deps.sh build test
-	$(call configure,asan)
-	$(call build,build/asan)
-	@tests/run.sh build/asan
-tsan:
-	@tools/deps.sh build test
-	$(call configure,tsan)
-	$(call build,build/tsan)
-	@tests/run.sh build/tsan
+	$(call configure,$(@:ubsan=asan))
+	$(call build,build/$(@:ubsan=asan))
+	@tests/run.sh build/$(@:ubsan=asan)
+
+# The whole of what make test does in short: 30,000 tokens with forks and restores.
+longrun: ARGS = $(MODEL) 30000 4096 k2 k2
+longrun:
+	$(call configure,release)
+	$(call build,build,test_$@)
+	build/test_$@ $(ARGS)
 
 deps:
 	@tools/deps.sh build test lint fuzz neon
@@ -93,5 +95,6 @@ help:
 	@echo "make lint      who includes whom, lengths, format, symbols;  make format: fixes the format"
 	@echo "make fuzz      each fuzzer for FUZZ_TIME=$(FUZZ_TIME) seconds (T=name: only this one)"
 	@echo "make asan      the tests under ASan and UBSan;  make tsan: under TSan"
+	@echo "make longrun   30,000 tokens in one session, with forks, saves and restores in between"
 	@echo "make deps      installs every Debian package that any of these uses"
 	@echo "make install   header, libraries, packages, program to PREFIX=$(PREFIX)"
