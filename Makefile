@@ -14,7 +14,7 @@ CMAKE = env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL cmake
 configure = @log=$$($(CMAKE) --preset $(1) -Wno-dev 2>&1) || { echo "$$log"; exit 1; }
 build = @$(CMAKE) --build $(1) -j $(JOBS) $(if $(2),--target $(2))
 
-.PHONY: all program run chat test bench kern lint format fuzz asan ubsan tsan longrun deps install clean help
+.PHONY: all program run chat test bench kern lint format fuzz asan ubsan tsan longrun mutants deps install clean help
 all: program
 program:
 	@tools/deps.sh build
@@ -68,12 +68,11 @@ asan ubsan tsan:
 	$(call build,build/$(@:ubsan=asan))
 	@tests/run.sh build/$(@:ubsan=asan)
 
-# The whole of what make test does in short: 30,000 tokens with forks and restores.
-longrun: ARGS = $(MODEL) 30000 4096 k2 k2
-longrun:
+# The whole of what make test does in short.
+longrun mutants:
 	$(call configure,release)
 	$(call build,build,test_$@)
-	build/test_$@ $(ARGS)
+	build/test_$@ $(if $(filter longrun,$@),$(MODEL) 30000 4096 k2 k2,100000)
 
 deps:
 	@tools/deps.sh build test lint fuzz neon
@@ -96,5 +95,6 @@ help:
 	@echo "make fuzz      each fuzzer for FUZZ_TIME=$(FUZZ_TIME) seconds (T=name: only this one)"
 	@echo "make asan      the tests under ASan and UBSan;  make tsan: under TSan"
 	@echo "make longrun   30,000 tokens in one session, with forks, saves and restores in between"
+	@echo "make mutants   100,000 damaged files of saved sessions"
 	@echo "make deps      installs every Debian package that any of these uses"
 	@echo "make install   header, libraries, packages, program to PREFIX=$(PREFIX)"

@@ -10,7 +10,7 @@
 
 #include "dibit.h"
 
-enum { N_CTX = 800, N_IDS = 800 };
+enum { N_CTX = 800, N_IDS = 800, STRIDE = SLOWNESS > 1 ? 4 : 1 }; /* of the settings */
 
 static atomic_long n_live, n_bytes, fail_after; /* allocations; fail_after < 0: none fails */
 
@@ -121,7 +121,7 @@ enum { N_STEPS = 7 };
 
 static void both_sides_go_on_unforked(void **state) {
     (void)state;
-    for (size_t t = 0; t < ARRAY_LEN(settings); t++) {
+    for (size_t t = 0; t < ARRAY_LEN(settings); t += STRIDE) {
         DibitSession *s[2], *want[2];
         int n = settings[t].n, first = (int)t % 2; /* who writes first, and is freed first */
         for (int i = 0; i < 2; i++) {
@@ -159,7 +159,7 @@ static void families(void **state) {
     static const Setting *const some[] = { &settings[0], &settings[6], &settings[7] };
     long live = atomic_load(&n_live);
     for (size_t t = 0; t < ARRAY_LEN(some); t++)
-        for (size_t o = 0; o < ARRAY_LEN(orders); o++) {
+        for (size_t o = 0; o < ARRAY_LEN(orders); o += STRIDE) {
             DibitSession *s[4], *want;
             s[0] = session(some[t]);
             sync_to(s[0], 0, 300);
@@ -194,7 +194,7 @@ static DibitMemory memory_of(const DibitSession *s) {
 
 static void memory_is_counted(void **state) {
     (void)state;
-    for (size_t t = 0; t < ARRAY_LEN(settings); t++) {
+    for (size_t t = 0; t < ARRAY_LEN(settings); t += STRIDE) {
         long before = atomic_load(&n_bytes);
         DibitSession *s = session(&settings[t]), *f;
         long one = atomic_load(&n_bytes) - before;
@@ -231,7 +231,7 @@ static void memory_is_counted(void **state) {
 /* Each allocation of a fork fails once, then each copy of a page. */
 static void failing_allocations(void **state) {
     (void)state;
-    for (size_t t = 0; t < ARRAY_LEN(settings); t += 2) {
+    for (size_t t = 0; t < ARRAY_LEN(settings); t += 2 * STRIDE) {
         DibitSession *s = session(&settings[t]), *want = session(&settings[t]), *f = NULL;
         DibitError err = { 0 };
         int n = settings[t].n, n_failed = 0;
@@ -282,7 +282,7 @@ static void failing_allocations(void **state) {
 /* A file is read into a fork: the other one does not notice. */
 static void restore_into_a_fork(void **state) {
     (void)state;
-    for (size_t t = 0; t < ARRAY_LEN(settings); t++) {
+    for (size_t t = 0; t < ARRAY_LEN(settings); t += STRIDE) {
         char path[64];
         DibitError err = { 0 };
         snprintf(path, sizeof path, "%s/a", work_dir);
@@ -335,7 +335,7 @@ static void *run_thread(void *arg) {
 
 static void a_thread_on_each_side(void **state) {
     (void)state;
-    for (size_t t = 0; t < ARRAY_LEN(settings); t += 1 + (SLOWNESS > 1)) {
+    for (size_t t = 0; t < ARRAY_LEN(settings); t += STRIDE) {
         pthread_t threads[3];
         Thread job[3];
         DibitSession *want[2];

@@ -196,14 +196,14 @@ static void small_runs(void **state) {
     DibitOptions opt = engine_options();
     uint8_t *image = tiny_image(&(Tiny){ .type = T_Q4_0, .n_ctx = 400 }, &size);
     ok(dibit_open_memory(&e, image, size, &opt, &err));
-    for (size_t t = 0; t < ARRAY_LEN(types); t++) {
+    for (size_t t = 0; t<ARRAY_LEN(types); t += SLOWNESS> 1 ? 3 : 1) {
         Run r = { .engine = e, .n_ctx = 400, .random = t };
         r.opt = (DibitSessionOptions){ .n_ctx = 400, .cache_k = types[t][0], .n_batch = 50 };
         r.opt.cache_v = types[t][1];
         r.opt.cache_layers = types[t][2];
         if (t == 4) r.opt.cache_sinks = r.opt.cache_window = -1;
         r.opt.sampling = (DibitSampling){ .temperature = 0.8f, .top_k = 40 };
-        go(&r, 3000, false);
+        go(&r, SLOWNESS > 1 ? 1200 : 3000, false);
     }
     dibit_close(&e);
     mem_free(NULL, image);
