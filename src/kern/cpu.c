@@ -63,12 +63,14 @@ void kern_init(Kern *k, unsigned mask) {
     kern_float_scalar(k);
     kern_kv_scalar(k);
     kern_trellis_scalar(k);
+    kern_encode_scalar(k);
 #if defined(__x86_64__)
     if (isa & DIBIT_ISA_AVX2) {
         kern_avx2(k);
         kern_float_avx2(k);
         kern_kv_avx2(k);
         kern_trellis_avx2(k);
+        kern_encode_avx2(k);
     }
     if (isa & DIBIT_ISA_AVX512VNNI) {
         kern_avx512vnni(k);

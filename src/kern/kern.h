@@ -74,6 +74,18 @@ typedef struct KqGroup {
 #define MUL_T_ARGS                                                                                 \
     (float *y, size_t ldy, const uint8_t *codes, const uint8_t *signs, int height, int n_rows,     \
      const uint16_t *row_scale, int n_quads, const A8 *a, int n_tokens)
+/* ---- the encoder of t2 and t3 (trellis_encode.c) ---- */
+
+/* Tables hold the integers p = 0..8 of 32 pairs of states, 128 bytes: lane 0 of all, lane 1, .. For
+ * trellis_step entry g * 256 + a has the pairs (a, 32g + j), for trellis_back entry b * 8 + g the
+ * pairs (32g + j, b). A step from state a to state b costs the sum over the lanes i of
+ * lut[16 * i + p_i]. */
+#define TRELLIS_ENTRY 128
+#define TRELLIS_TABLE (65536 * 4)
+#define TRELLIS_STEP_ARGS                                                                          \
+    (uint8_t * to, const uint8_t *from, size_t stride, const uint8_t *lut, int n, int beam,        \
+     const uint8_t *table)
+
 /* exp(x), the same operations in every instruction set: t = x * LOG2E + ROUND, k = t - ROUND
  * (nearest integer), r = (x - k * LN2_HI) - k * LN2_LO, p = EXP_6, then p = p * r + EXP_5 .. EXP_1,
  * p = (p * (r * r) + r) + 1, times 2^k by its bits; 0 below EXP_MIN, infinity above EXP_MAX, NaN
@@ -131,6 +143,14 @@ typedef struct KqGroup {
     /* one row for mul_t2 and mul_t3, n a multiple of 32: amax, scale and rounding as in quantize, \
      * one scale and sum for all inputs; byte 4k + i of q is the code of x[i * n / 4 + k] */ \
     X(quantize_t, void, (int8_t * q, float *scale, int32_t *sum, const float *x, int n)) \
+    /* one step of n searches, search k from from + k * stride to to + k * stride with lut + 64 * k: \
+     * to[b] = the least of from[a] + cost(a, b), less the least of all. Only those a are tried that \
+     * cost no more than the lowest limit which at least `beam` of them keep. All sums saturate at 255; \
+     * 0 occurs in `from` */ \
+    X(trellis_step, void, TRELLIS_STEP_ARGS) \
+    /* the a, the lowest of several, with the least from[a] + cost(a, b); `table` starts at the \
+     * entries of b */ \
+    X(trellis_back, int, (const uint8_t *from, const uint8_t *lut, const uint8_t *table)) \
     X(mul_f32, void, MULF_ARGS) \
     X(mul_f16, void, MULF_ARGS) \
     X(mul_bf16, void, MULF_ARGS) \
@@ -226,6 +246,8 @@ void kern_neondot(Kern *k);
 void kern_float_neon(Kern *k);
 void kern_trellis_scalar(Kern *k);
 void kern_trellis_avx2(Kern *k);
+void kern_encode_scalar(Kern *k);
+void kern_encode_avx2(Kern *k);
 void kern_kv_scalar(Kern *k);
 void kern_kv_avx2(Kern *k);
 void kern_kv_avx512bitalg(Kern *k);
