@@ -532,6 +532,7 @@ int main(int argc, char **argv) {
             run_table(&t, &o, float_checks, n_float_checks, &weaker);
             run_table(&t, &o, kv_checks, n_kv_checks, &weaker);
             run_table(&t, &o, trellis_checks, n_trellis_checks, &weaker);
+            run_table(&t, &o, encode_checks, n_encode_checks, &weaker);
         }
         run_table(&t, &o, values, ARRAY_LEN(values), NULL);
     }

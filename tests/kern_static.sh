@@ -15,12 +15,12 @@ build() { # file, flags of its instruction set
     shift
     [ ! -f "$file" ] || $cc $flags "$@" -c "$file" -o "$objects/$(basename "$(dirname "$file")")_$(basename "$file").o"
 }
-for f in src/base src/kern/cpu src/kern/scalar src/kern/float_scalar src/kern/kv_scalar src/kern/trellis_scalar; do build $f; done
-for f in tests/kern tests/kern_float tests/kern_kv tests/kern_trellis; do build $f; done
+for f in src/base src/kern/cpu src/kern/scalar src/kern/float_scalar src/kern/kv_scalar src/kern/trellis_scalar src/kern/encode_scalar; do build $f; done
+for f in tests/kern tests/kern_float tests/kern_kv tests/kern_trellis tests/kern_encode; do build $f; done
 for f in src/kv23 src/trellis23 src/types src/plain src/kquant src/scalar23; do build $f; done
 case $($cc -dumpmachine) in
 x86_64*)
-    for f in avx2 float_avx2 kv_avx2 trellis_avx2; do build src/kern/$f $avx2; done
+    for f in avx2 float_avx2 kv_avx2 trellis_avx2 encode_avx2; do build src/kern/$f $avx2; done
     for f in avx512vnni float_avx512 trellis_avx512vnni; do build src/kern/$f $avx512; done
     for f in kv_avx512bitalg trellis_avx512bitalg; do build src/kern/$f $avx512 -mavx512bitalg -mavx512vbmi; done
     ;;

@@ -35,6 +35,8 @@ extern const Check float_checks[]; /* kern_float.c */
 extern const size_t n_float_checks;
 extern const Check kv_checks[]; /* kern_kv.c */
 extern const size_t n_kv_checks;
+extern const Check encode_checks[]; /* kern_encode.c */
+extern const size_t n_encode_checks;
 extern const Check trellis_checks[]; /* kern_trellis.c */
 extern const size_t n_trellis_checks;
 

@@ -145,8 +145,8 @@ typedef struct KqGroup {
     X(quantize_t, void, (int8_t * q, float *scale, int32_t *sum, const float *x, int n)) \
     /* one step of n searches, search k from from + k * stride to to + k * stride with lut + 64 * k: \
      * to[b] = the least of from[a] + cost(a, b), less the least of all. Only those a are tried that \
-     * cost no more than the lowest limit which at least `beam` of them keep. All sums saturate at 255; \
-     * 0 occurs in `from` */ \
+     * cost no more than the lowest limit which at least `beam` of them keep. All sums saturate at \
+     * 255; 0 occurs in `from` */ \
     X(trellis_step, void, TRELLIS_STEP_ARGS) \
     /* the a, the lowest of several, with the least from[a] + cost(a, b); `table` starts at the \
      * entries of b */ \
