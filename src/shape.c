@@ -11,6 +11,7 @@
 
 #include "codec.h"
 #include "gguf.h"
+#include "trellis23.h"
 
 typedef struct Shape {
     const char *name;
@@ -35,7 +36,7 @@ const char *const *shape_names(void) {
 
 enum { TILE_ROWS = 32, MAX_TILES = 5 };
 
-typedef struct Tile { /* TILE_ROWS encoded rows */
+typedef struct Tile { /* TILE_ROWS encoded rows; t2, t3: a row block, any bytes being weights */
     const TypeInfo *type;
     size_t cols, n_bytes;
     uint8_t *data;
@@ -58,7 +59,23 @@ static float normal(Maker *m) {
     return (float)(radius * cos(6.283185307179586 * uniform(m)));
 }
 
+static int make_row_block(Maker *m, Tile *t, DibitError *err) {
+    if (!type_bytes(t->type, T_ROWS, t->cols, &t->n_bytes))
+        return fail(err, DIBIT_E_ARGUMENT, "type %s cannot have %zu columns", t->type->name,
+                    t->cols);
+    t->n_bytes -= T_ROWS * 2; /* row scales */
+    t->data = mem_alloc(NULL, t->n_bytes);
+    if (!t->data) return fail(err, DIBIT_E_MEMORY, "no memory for random weights");
+    memset(t->data, 0, T_PAD);
+    for (size_t i = T_PAD; i < t->n_bytes; i++) {
+        m->random += 0x9e3779b97f4a7c15u;
+        t->data[i] = (uint8_t)hash64(1, &m->random, 8);
+    }
+    return 0;
+}
+
 static int make_tile(Maker *m, Tile *t, DibitError *err) {
+    if (trellis_bits(t->type->id)) return make_row_block(m, t, err);
     size_t n;
     if (!type_bytes(t->type, TILE_ROWS, t->cols, &t->n_bytes) || !size_mul(t->cols, 16 * 4, &n))
         return fail(err, DIBIT_E_ARGUMENT, "type %s cannot have %zu columns", t->type->name,
@@ -98,6 +115,17 @@ static int write_tiled(GgufWriter *w, const uint8_t *data, size_t n, size_t tota
     return r;
 }
 
+/* Row blocks, the last of which may have 64 rows, then the row scales. */
+static int write_row_blocks(Maker *m, const Tile *t, size_t rows, DibitError *err) {
+    size_t all = (rows + T_UNIT - 1) / T_UNIT * T_UNIT, half = (t->n_bytes - T_PAD) / 2 + T_PAD;
+    uint16_t scale = f32_to_f16(trellis_scale(t->type->id, 1 / sqrt((double)t->cols)));
+    int r = write_tiled(m->w, t->data, t->n_bytes, all / T_ROWS * t->n_bytes, err);
+    if (r == 0 && all % T_ROWS) r = write_tiled(m->w, t->data, half, half, err);
+    if (r == 0) r = write_tiled(m->w, (const uint8_t *)&scale, 2, rows * 2, err);
+    static const uint8_t zeros[T_UNIT * 2]; /* scales of the rows that are padding */
+    return r ? r : gguf_write(m->w, zeros, (all - rows) * 2, err);
+}
+
 static int write_matrix(Maker *m, const TypeInfo *type, size_t rows, size_t cols, DibitError *err) {
     const Tile *t;
     size_t total;
@@ -105,6 +133,7 @@ static int write_matrix(Maker *m, const TypeInfo *type, size_t rows, size_t cols
     if (r != 0) return r;
     if (!type_bytes(type, rows, cols, &total))
         return fail(err, DIBIT_E_ARGUMENT, "%zu x %zu weights are too many", cols, rows);
+    if (trellis_bits(type->id)) return write_row_blocks(m, t, rows, err);
     if (type->block_bytes != 0) return write_tiled(m->w, t->data, t->n_bytes, total, err);
     size_t scales = (rows + S_ROWS - 1) / S_ROWS * S_ROWS * 2, tile_scales = TILE_ROWS * 2;
     size_t tile_blocks = t->n_bytes - tile_scales, past = scales - rows * 2;
@@ -189,7 +218,7 @@ static void put_hparams(GgufWriter *w, const Shape *s, int n_vocab) {
 static int find_type(const TypeInfo **out, const char *name, DibitError *err) {
     *out = type_by_name(name);
     if (!*out) return fail(err, DIBIT_E_ARGUMENT, "unknown tensor type \"%.40s\"", name);
-    if (!(*out)->encode)
+    if (!(*out)->encode && !trellis_bits((*out)->id))
         return fail(err, DIBIT_E_UNSUPPORTED, "type %s can be read but not made", (*out)->name);
     return 0;
 }

@@ -321,7 +321,7 @@ static void refusals(void **state) {
 
 static void shapes_run(void **state) {
     (void)state;
-    static const char *const types[] = { "s2", "s3", "q4", "q8", "f16" };
+    static const char *const types[] = { "s2", "s3", "t2", "t3", "q4", "q8", "f16" };
     for (size_t i = 0; i < ARRAY_LEN(types); i++) {
         uint8_t *image;
         size_t size;

@@ -16,7 +16,7 @@ static uint32_t saved_state(void) {
 
 unsigned isa_detect(void) {
     enum { FMA = 1 << 12, OSXSAVE = 1 << 27, AVX = 1 << 28, F16C = 1 << 29 };
-    enum { AVX2 = 1 << 5, BMI2 = 1 << 8, VNNI = 1 << 11, BITALG = 1 << 12 };
+    enum { AVX2 = 1 << 5, BMI2 = 1 << 8, VNNI = 1 << 11, BITALG = 1 << 12 | 1 << 1 }; /* and VBMI */
     const uint32_t avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
     const uint32_t need = FMA | OSXSAVE | AVX | F16C;
     unsigned a, b, c, d, isa = DIBIT_ISA_SCALAR;
@@ -27,7 +27,7 @@ unsigned isa_detect(void) {
     if (!(b & AVX2) || !(b & BMI2)) return isa;
     isa |= DIBIT_ISA_AVX2;
     if ((saved & 0xe6) == 0xe6 && (b & avx512) == avx512 && (c & VNNI)) /* also masks, zmm */
-        isa |= DIBIT_ISA_AVX512VNNI | (c & BITALG ? DIBIT_ISA_AVX512BITALG : 0);
+        isa |= DIBIT_ISA_AVX512VNNI | ((c & BITALG) == BITALG ? DIBIT_ISA_AVX512BITALG : 0);
     return isa;
 }
 #elif defined(__aarch64__)
@@ -75,8 +75,12 @@ void kern_init(Kern *k, unsigned mask) {
     if (isa & DIBIT_ISA_AVX512VNNI) {
         kern_avx512vnni(k);
         kern_float_avx512(k);
+        kern_trellis_avx512vnni(k);
     }
-    if (isa & DIBIT_ISA_AVX512BITALG) kern_kv_avx512bitalg(k);
+    if (isa & DIBIT_ISA_AVX512BITALG) {
+        kern_kv_avx512bitalg(k);
+        kern_trellis_avx512bitalg(k);
+    }
 #elif defined(__aarch64__)
     if (isa & DIBIT_ISA_NEON) {
         kern_neon(k);
