@@ -52,6 +52,7 @@ static json_t *tensor_json(const QuantizeTensor *t, bool dry_run) {
                           t->to, "shape", shape, "weights", (json_int_t)t->n_weights, "bytes",
                           (json_int_t)t->n_bytes, "bits", bits(t->n_bytes, t->n_weights));
     if (!dry_run) json_object_set_new(o, "rel_mse", cli_number(t->rel_mse));
+    if (t->loss > 0) json_object_set_new(o, "loss", cli_number(t->loss));
     if (t->note) json_object_set_new(o, "note", json_string(t->note));
     return o;
 }
@@ -138,6 +139,9 @@ int cmd_quantize(int argc, char **argv) {
         { "embedding-type", NULL, CLI_CHOICE, &opt.embedding_type, "TYPE",
           "type of the embedding and the output matrix (default: q8, or TYPE where that is wider)",
           0, 0, "s2 s3 q4 q8 f16 bf16 f32" },
+        { "calibration", NULL, CLI_FILE, &opt.calibration, "FILE",
+          "made by `dibit calibrate weights` from the same model, or a GGUF imatrix: less is lost",
+          0, 0, NULL },
         CLI_THREADS_ROW(&opt.n_threads),
         { "no-mmap", NULL, CLI_FLAG, &opt.no_mmap, NULL, "read the file instead of mapping it", 0,
           0, NULL },

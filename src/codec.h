@@ -46,6 +46,12 @@ const uint8_t *s_row_scales(int type, const uint8_t *tensor, size_t rows,
 
 bool s_bytes(int type, uint64_t rows, uint64_t cols, size_t *n_bytes);
 bool trellis_bytes(int type, uint64_t rows, uint64_t cols, size_t *n_bytes); /* trellis23.c */
+/* For encoders outside the families: one group of 32 codes of one row, into a cleared tensor. The
+ * scale of s2 and s3 comes with the row: cz is c | z << 4 of FORMAT.md. */
+void s_put_group(int type, uint8_t *tensor, size_t cols, size_t r, size_t group, int cz,
+                 const uint8_t *code);
+void q4_put_group(uint8_t *tensor, size_t cols, size_t r, size_t group, float scale,
+                  const uint8_t *code); /* value = scale * (code - 8) */
 
 /* decode and encode of each family file (see types.def for who owns what) */
 #define X(NAME, ID, name, len, bytes, family)                                                      \

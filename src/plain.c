@@ -179,3 +179,11 @@ void encode_Q4_0(uint8_t *tensor, size_t rows, size_t cols, size_t r0, size_t n,
         for (size_t g = 0; g < cols / QK; g++, b += Q4_BYTES)
             encode_q4_block(b, src + r * cols + g * QK, group_weights(importance, g, ones));
 }
+
+void q4_put_group(uint8_t *tensor, size_t cols, size_t r, size_t group, float scale,
+                  const uint8_t *code) {
+    uint8_t *b = tensor + (r * (cols / QK) + group) * Q4_BYTES;
+    uint16_t d = f32_to_f16(scale);
+    memcpy(b, &d, 2);
+    for (int i = 0; i < QK / 2; i++) b[2 + i] = (uint8_t)(code[i] | code[i + QK / 2] << 4);
+}

@@ -12,7 +12,9 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "calibration.h"
 #include "codec.h"
+#include "feedback.h"
 #include "gguf.h"
 
 typedef struct Plan { /* of one tensor */
@@ -45,6 +47,9 @@ typedef struct Job {
     regex_t *rules;
     int n_compiled;
     bool *used; /* rules that matched something */
+    Calibration calibration;
+    Feedback feedback; /* the last one, which the next matrix may share */
+    const float *feedback_of;
     QuantizeResult result;
     /* the chunk that is being converted */
     const Plan *plan;
@@ -52,7 +57,13 @@ typedef struct Job {
     uint8_t *out, *scales;
     float *src; /* per thread: a row block and one decoded row */
     Part *parts;
+    float *whole;      /* (rows, cols) of the matrix, where it is coded at once */
+    float *importance; /* (cols) or NULL */
 } Job;
+
+typedef struct Error { /* of one tensor */
+    double rel_mse, loss;
+} Error;
 
 /* ---- options ---- */
 
@@ -267,7 +278,7 @@ static void convert_block(void *arg, int item, int thread) {
         find_bad(part, j, row, j->row0 + r0 + r);
     }
     if (part->bad != NONE || p->type == p->to) return;
-    p->to->encode(j->out, j->n_rows, p->cols, r0, n, src, NULL);
+    p->to->encode(j->out, j->n_rows, p->cols, r0, n, src, j->importance);
     for (size_t r = 0; r < n; r++) {
         p->to->decode(decoded, j->out, j->n_rows, p->cols, r0 + r);
         add_error(part, src + r * p->cols, decoded, p->cols);
@@ -297,10 +308,11 @@ static int write_chunk(Job *j, DibitError *err) {
     return gguf_write(j->w, j->out, n_bytes - scale_bytes, err);
 }
 
-static int alloc_tensor(Job *j, const Plan *p, DibitError *err) {
+/* Buffers for chunks of rows, or for the whole matrix and its rows as f32. */
+static int alloc_tensor(Job *j, const Plan *p, bool whole, DibitError *err) {
     size_t threads = (size_t)pool_size(j->pool), out = 0, n;
     j->chunk_rows = MAX((size_t)CHUNK_WEIGHTS / MAX(p->cols, 1), 1) / BLOCK * BLOCK;
-    j->chunk_rows = MIN(MAX(j->chunk_rows, (size_t)BLOCK), p->rows);
+    j->chunk_rows = whole ? p->rows : MIN(MAX(j->chunk_rows, (size_t)BLOCK), p->rows);
     bool ok = size_mul(p->cols, BLOCK + 1, &j->src_size) && size_mul(j->src_size, threads, &n) &&
               size_mul(n, sizeof(float), &n) && type_bytes(p->to, j->chunk_rows, p->cols, &out);
     if (ok) {
@@ -308,6 +320,10 @@ static int alloc_tensor(Job *j, const Plan *p, DibitError *err) {
         j->out = mem_alloc(NULL, out);
         j->parts = mem_alloc(NULL, (j->chunk_rows / BLOCK + 1) * sizeof *j->parts);
         j->scales = mem_alloc(NULL, (p->rows + S_ROWS) * 2);
+    }
+    if (ok && whole) {
+        j->whole = mem_alloc(NULL, p->rows * p->cols * sizeof(float));
+        ok = j->whole != NULL;
     }
     if (ok && j->src && j->out && j->parts && j->scales) return 0;
     return fail(err, DIBIT_E_MEMORY, "%s: no memory to convert it", p->from->name);
@@ -318,33 +334,120 @@ static void free_tensor(Job *j) {
     mem_free(NULL, j->out);
     mem_free(NULL, j->parts);
     mem_free(NULL, j->scales);
-    j->src = NULL;
+    mem_free(NULL, j->whole);
+    mem_free(NULL, j->importance);
+    j->src = j->whole = j->importance = NULL;
     j->out = j->scales = NULL;
     j->parts = NULL;
 }
 
-static int convert_chunks(Job *j, const Plan *p, double *rel_mse, DibitError *err) {
+/* The sums of the row blocks of a chunk, or the first weight that cannot be stored. */
+static int add_parts(const Job *j, const Plan *p, int n_blocks, double *error, double *energy,
+                     DibitError *err) {
+    for (int i = 0; i < n_blocks; i++) {
+        if (j->parts[i].bad != NONE) return report_bad(p, &j->parts[i], err);
+        *error += j->parts[i].error;
+        *energy += j->parts[i].energy;
+    }
+    return 0;
+}
+
+static int convert_chunks(Job *j, const Plan *p, Error *e, DibitError *err) {
     double error = 0, energy = 0;
-    j->plan = p;
     for (j->row0 = 0; j->row0 < p->rows; j->row0 += j->n_rows) {
         j->n_rows = MIN(j->chunk_rows, p->rows - j->row0);
         int n_blocks = (int)((j->n_rows + BLOCK - 1) / BLOCK);
         pool_run(j->pool, convert_block, j, n_blocks);
-        for (int i = 0; i < n_blocks; i++) {
-            if (j->parts[i].bad != NONE) return report_bad(p, &j->parts[i], err);
-            error += j->parts[i].error;
-            energy += j->parts[i].energy;
-        }
-        int r = write_chunk(j, err);
+        int r = add_parts(j, p, n_blocks, &error, &energy, err);
+        if (r == 0) r = write_chunk(j, err);
         if (r != 0) return r;
     }
-    *rel_mse = energy > 0 ? error / energy : 0;
+    e->rel_mse = energy > 0 ? error / energy : 0;
     if (p->type == p->to) return gguf_write(j->w, p->from->data, p->n_bytes, err);
     if (p->to->block_bytes) return 0;
     return gguf_write(j->w, j->scales, (p->rows + S_ROWS - 1) / S_ROWS * S_ROWS * 2, err);
 }
 
-static int tell(const Job *j, int i, double rel_mse, uint64_t done, DibitError *err) {
+/* ---- converting with a calibration: the matrix at once ---- */
+
+static void load_block(void *arg, int item, int thread) {
+    (void)thread;
+    Job *j = arg;
+    const Plan *p = j->plan;
+    Part *part = &j->parts[item];
+    size_t r0 = (size_t)item * BLOCK;
+    *part = (Part){ .bad = NONE };
+    for (size_t r = r0; r < MIN(p->rows, r0 + BLOCK) && part->bad == NONE; r++) {
+        p->type->decode(j->whole + r * p->cols, p->from->data, p->rows, p->cols, r);
+        find_bad(part, j, j->whole + r * p->cols, r);
+    }
+}
+
+static void measure_block(void *arg, int item, int thread) {
+    Job *j = arg;
+    const Plan *p = j->plan;
+    size_t r0 = (size_t)item * BLOCK;
+    float *decoded = j->src + (size_t)thread * j->src_size;
+    for (size_t r = r0; r < MIN(p->rows, r0 + BLOCK); r++) {
+        p->to->decode(decoded, j->out, p->rows, p->cols, r);
+        add_error(&j->parts[item], j->whole + r * p->cols, decoded, p->cols);
+    }
+}
+
+static int make_feedback(Job *j, const Plan *p, const CalibrationInput *in, DibitError *err) {
+    if (j->feedback_of == in->triangle && j->feedback.type == p->to) return 0;
+    feedback_free(&j->feedback);
+    j->feedback_of = in->triangle;
+    return feedback_create(&j->feedback, p->to, in->triangle, p->cols, j->pool, err);
+}
+
+static int convert_whole(Job *j, const Plan *p, const CalibrationInput *in, Error *e,
+                         DibitError *err) {
+    int n_blocks = (int)((p->rows + BLOCK - 1) / BLOCK);
+    double error = 0, energy = 0;
+    pool_run(j->pool, load_block, j, n_blocks);
+    int r = add_parts(j, p, n_blocks, &error, &energy, err);
+    if (r == 0) r = make_feedback(j, p, in, err);
+    if (r == 0)
+        r = feedback_encode(&j->feedback, j->out, j->whole, p->rows, j->pool, &e->loss, err);
+    if (r != 0) return r;
+    pool_run(j->pool, measure_block, j, n_blocks);
+    r = add_parts(j, p, n_blocks, &error, &energy, err);
+    e->rel_mse = energy > 0 ? error / energy : 0;
+    return r ? r : gguf_write(j->w, j->out, p->n_bytes, err);
+}
+
+/* The weights of squared errors from what the calibration knows; NULL where it knows nothing. */
+static int make_importance(Job *j, const Plan *p, const CalibrationInput *in, DibitError *err) {
+    double sum = 0;
+    if (!in->triangle && !in->diagonal) return 0;
+    j->importance = mem_alloc(NULL, p->cols * sizeof *j->importance);
+    if (!j->importance) return fail(err, DIBIT_E_MEMORY, "no memory for the importance of inputs");
+    for (size_t i = 0; i < p->cols; i++) {
+        float v = in->diagonal ? in->diagonal[i] : in->triangle[i * (i + 1) / 2 + i];
+        j->importance[i] = v;
+        sum += v;
+    }
+    float floor = (float)(0.01 * sum / (double)p->cols), scale = sum > 0 ? 1 / floor : 0;
+    for (size_t i = 0; i < p->cols; i++) j->importance[i] = 1 + scale * MAX(j->importance[i], 0);
+    return 0;
+}
+
+static int convert(Job *j, const Plan *p, Error *e, DibitError *err) {
+    CalibrationInput in = { 0 };
+    j->plan = p;
+    int r = 0;
+    if (j->calibration.file && p->from->n_dims >= 2)
+        r = calibration_find(&j->calibration, p->from->name, p->cols, &in, err);
+    bool whole = in.triangle && feedback_can(p->to) && p->type != p->to;
+    if (r == 0) r = alloc_tensor(j, p, whole, err);
+    if (r == 0 && !whole) r = make_importance(j, p, &in, err);
+    if (r == 0) r = whole ? convert_whole(j, p, &in, e, err) : convert_chunks(j, p, e, err);
+    free_tensor(j);
+    return r;
+}
+
+static int tell(const Job *j, int i, const Error *e, uint64_t done, DibitError *err) {
     const Plan *p = &j->plans[i];
     QuantizeTensor t = { .name = p->from->name,
                          .from = p->type->name,
@@ -355,7 +458,8 @@ static int tell(const Job *j, int i, double rel_mse, uint64_t done, DibitError *
                          .n_dims = p->from->n_dims,
                          .n_weights = p->n_weights,
                          .n_bytes = p->n_bytes,
-                         .rel_mse = rel_mse,
+                         .rel_mse = e->rel_mse,
+                         .loss = e->loss,
                          .weights_done = done,
                          .weights_total = j->result.n_weights };
     memcpy(t.shape, p->from->ne, sizeof t.shape);
@@ -367,15 +471,13 @@ static int tell(const Job *j, int i, double rel_mse, uint64_t done, DibitError *
 static int convert_all(Job *j, DibitError *err) {
     uint64_t done = 0;
     for (int i = 0; i < j->n; i++) {
-        double rel_mse = 0;
+        Error e = { 0, 0 };
         if (!j->opt->dry_run) {
-            int r = alloc_tensor(j, &j->plans[i], err);
-            if (r == 0) r = convert_chunks(j, &j->plans[i], &rel_mse, err);
-            free_tensor(j);
+            int r = convert(j, &j->plans[i], &e, err);
             if (r != 0) return r;
         }
         done += j->plans[i].n_weights;
-        int r = tell(j, i, rel_mse, done, err);
+        int r = tell(j, i, &e, done, err);
         if (r != 0) return r;
     }
     return 0;
@@ -413,6 +515,8 @@ static int run(Job *j, const char *in_path, const char *out_path, DibitError *er
         r = fail(err, DIBIT_E_ARGUMENT, "%s: the output is the input; give another name", out_path);
     if (r == 0) r = gguf_open(&j->in, in_path, j->opt->no_mmap, NULL, err);
     if (r == 0) r = plan_all(j, err);
+    if (r == 0 && j->opt->calibration)
+        r = calibration_open(&j->calibration, j->opt->calibration, j->in, err);
     if (r == 0) r = gguf_writer_create(&j->w, err);
     if (r == 0) r = put_metadata(j, err);
     if (r != 0) return r;
@@ -431,6 +535,8 @@ int quantize_file(const char *in_path, const char *out_path, const QuantizeOptio
     if (result) *result = j.result;
     gguf_writer_free(&j.w);
     gguf_close(&j.in);
+    calibration_close(&j.calibration);
+    feedback_free(&j.feedback);
     pool_free(&j.pool);
     for (int i = 0; i < j.n_compiled; i++) regfree(&j.rules[i]);
     mem_free(NULL, j.rules);

@@ -17,6 +17,7 @@ typedef struct QuantizeOptions {
     const QuantizeRule *rules;  /* the last match wins */
     int n_rules;                /* a rule that matches nothing is an error */
     int n_threads;              /* 0: all */
+    const char *calibration;    /* file of calibrate_weights() or an imatrix; NULL: none */
     bool dry_run;               /* plan and count only */
     bool no_mmap;
     /* Called for each tensor when it is done (and in a dry run); return non-zero to stop
@@ -29,10 +30,11 @@ typedef struct QuantizeTensor {
     const char *name, *from, *to;
     int index, n_tensors;
     int n_dims;
-    uint64_t shape[4];                    /* fastest first */
-    uint64_t n_weights, n_bytes;          /* after */
-    double rel_mse;                       /* squared error / squared weight; 0 when copied */
-    const char *note;                     /* why it is not as asked, or what to mind; NULL mostly */
+    uint64_t shape[4];           /* fastest first */
+    uint64_t n_weights, n_bytes; /* after */
+    double rel_mse;              /* squared error / squared weight; 0 when copied */
+    double loss;      /* the same of the outputs on the calibration text; 0 when not known */
+    const char *note; /* why it is not as asked, or what to mind; NULL mostly */
     uint64_t weights_done, weights_total; /* for the time left */
 } QuantizeTensor;
 

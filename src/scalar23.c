@@ -125,14 +125,25 @@ static void load_source(Source *s, const float *row, const float *importance, si
     }
 }
 
+static void put_code(int type, uint8_t *group, size_t r, int i, int q) {
+    group[16 + 64 * (i / 16) + 4 * (int)r + i % 4] |= (uint8_t)((q & 3) << (2 * (i / 4 % 4)));
+    if (type == T_S3) group[144 + 4 * (int)r + i % 4] |= (uint8_t)((q >> 2) << (i / 4));
+}
+
 static void put_codes(int type, uint8_t *group, size_t r, const Source *s, int cz) {
     float hi = type == T_S3 ? 7 : 3, inv = 1.0f / (float)((cz & 15) + 4);
     for (int i = 0; i < S_GROUP; i++) {
         float t0 = s->x[i] * inv + hi * 0.5f + 1.0f;
-        int q = (int)nearest_code(t0 - 0.125f * (float)(cz >> 4), hi);
-        group[16 + 64 * (i / 16) + 4 * (int)r + i % 4] |= (uint8_t)((q & 3) << (2 * (i / 4 % 4)));
-        if (type == T_S3) group[144 + 4 * (int)r + i % 4] |= (uint8_t)((q >> 2) << (i / 4));
+        put_code(type, group, r, i, (int)nearest_code(t0 - 0.125f * (float)(cz >> 4), hi));
     }
+}
+
+void s_put_group(int type, uint8_t *tensor, size_t cols, size_t r, size_t group, int cz,
+                 const uint8_t *code) {
+    Layout l = layout(type, r + 1, cols); /* where a row lies does not depend on those after it */
+    uint8_t *at = group_at(&l, tensor, r, group);
+    at[r % S_ROWS] = (uint8_t)cz;
+    for (int i = 0; i < S_GROUP; i++) put_code(type, at, r % S_ROWS, i, code[i]);
 }
 
 static const float trials[] = { 1.0f, 0.85f, 1.2f };
