@@ -212,7 +212,120 @@ INLINE void many_tokens(float *y, size_t ldy, const uint8_t *codes, const uint8_
 MUL_T(mul_t2_avx2, 2)
 MUL_T(mul_t3_avx2, 3)
 
+/* ---- inputs ---- */
+
+/* x[j..j+7] * scale with the signs of trellis23.h; `at` is seed + j * 0x9e3779b9 and so on. */
+INLINE __m256 with_signs(__m256 x, __m256i at, float scale) {
+    at = _mm256_xor_si256(at, _mm256_srli_epi32(at, 16));
+    at = _mm256_mullo_epi32(at, _mm256_set1_epi32(0x7feb352d));
+    at = _mm256_xor_si256(at, _mm256_srli_epi32(at, 15));
+    at = _mm256_mullo_epi32(at, _mm256_set1_epi32((int)0x846ca68bu)); /* the top bit is final */
+    __m256 minus = _mm256_and_ps(_mm256_castsi256_ps(at), _mm256_set1_ps(-0.0f));
+    return _mm256_xor_ps(_mm256_mul_ps(x, _mm256_set1_ps(scale)), minus);
+}
+
+INLINE __m256i sign_index(uint32_t seed) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_add_epi32(_mm256_set1_epi32((int)seed),
+                            _mm256_mullo_epi32(lane, _mm256_set1_epi32((int)0x9e3779b9u)));
+}
+
+/* Sums and differences of v[k] and v[k + step], for step 1, 2, .. n / 2. */
+INLINE void butterflies(__m256 *v, const int n) {
+    for (int h = 1; h < n; h *= 2)
+        for (int k = 0; k < n; k++)
+            if (!(k & h)) {
+                __m256 a = v[k], b = v[k + h];
+                v[k] = _mm256_add_ps(a, b);
+                v[k + h] = _mm256_sub_ps(a, b);
+            }
+}
+
+/* The same between the values of one vector: sum, or first less second in the second's place. */
+INLINE __m256 butterflies_within(__m256 x) {
+    const __m256 o = _mm256_setr_ps(0.0f, -0.0f, 0.0f, -0.0f, 0.0f, -0.0f, 0.0f, -0.0f);
+    const __m256 p = _mm256_setr_ps(0.0f, 0.0f, -0.0f, -0.0f, 0.0f, 0.0f, -0.0f, -0.0f);
+    const __m256 q = _mm256_setr_ps(0.0f, 0.0f, 0.0f, 0.0f, -0.0f, -0.0f, -0.0f, -0.0f);
+    x = _mm256_add_ps(_mm256_permute_ps(x, 0xb1), _mm256_xor_ps(x, o));
+    x = _mm256_add_ps(_mm256_permute_ps(x, 0x4e), _mm256_xor_ps(x, p));
+    return _mm256_add_ps(_mm256_permute2f128_ps(x, x, 0x01), _mm256_xor_ps(x, q));
+}
+
+/* Of values `step` (a multiple of 8), 2 step, .. n_v / 2 * step apart. */
+INLINE void pass(float *x, size_t n, size_t step, const int n_v) {
+    for (size_t i = 0; i < n; i += (size_t)n_v * step)
+        for (size_t j = i; j < i + step; j += 8) {
+            __m256 v[8];
+            for (int k = 0; k < n_v; k++) v[k] = _mm256_loadu_ps(x + j + (size_t)k * step);
+            butterflies(v, n_v);
+            for (int k = 0; k < n_v; k++) _mm256_storeu_ps(x + j + (size_t)k * step, v[k]);
+        }
+}
+
+/* Of values step, 2 step, .. end / 2 apart, three distances at a time. */
+static void passes(float *x, size_t n, size_t step, size_t end) {
+    for (; 8 * step <= end; step *= 8) pass(x, n, step, 8);
+    if (4 * step == end) pass(x, n, step, 4);
+    if (2 * step == end) pass(x, n, step, 2);
+}
+
+static void rotate_avx2(float *dst, const float *x, int count, uint32_t seed) {
+    size_t n = (size_t)count, b = n & (~n + 1), m = n / b;
+    float scale = (float)(1 / sqrt((double)b)), scale2 = (float)(1 / sqrt((double)b / 8));
+    const __m256i step = _mm256_set1_epi32((int)(8 * 0x9e3779b9u));
+    __m256i at = sign_index(seed);
+    for (size_t i = 0; i < n; i += 32) { /* distances 1 to 16 */
+        __m256 v[4];
+        for (int k = 0; k < 4; k++) {
+            v[k] = with_signs(_mm256_loadu_ps(x + i + 8 * (size_t)k), at, scale);
+            v[k] = butterflies_within(v[k]);
+            at = _mm256_add_epi32(at, step);
+        }
+        butterflies(v, 4);
+        for (int k = 0; k < 4; k++) _mm256_storeu_ps(dst + i + 8 * (size_t)k, v[k]);
+    }
+    passes(dst, n, 32, b);
+    if (m == 1) return;
+    at = sign_index(seed + 1);
+    for (size_t i = 0; i < n; i += 8, at = _mm256_add_epi32(at, step))
+        _mm256_storeu_ps(dst + i, with_signs(_mm256_loadu_ps(dst + i), at, scale2));
+    passes(dst, n, 8 * m, n);
+}
+
+static void quantize_t_avx2(int8_t *q, float *scale, int32_t *sum, const float *x, int n) {
+    const __m256i by_quad = _mm256_broadcastsi128_si256(
+        _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    __m256i top = _mm256_setzero_si256(), total = top; /* NaN is above infinity */
+    for (int i = 0; i < n; i += 8)
+        top = _mm256_max_epi32(top, _mm256_and_si256(load(x + i), _mm256_set1_epi32(0x7fffffff)));
+    int32_t lanes[8], bits = 0;
+    store(lanes, top);
+    for (int i = 0; i < 8; i++) bits = MAX(bits, lanes[i]);
+    float amax;
+    memcpy(&amax, &bits, 4);
+    int finite = bits < 0x7f800000;
+    float inv = finite && amax > 0 ? MIN(127.0f / amax, 0x1.fffffep127f) : 0;
+    *scale = finite ? amax / 127.0f : NAN;
+    for (int k = 0; k < n / 4; k += 8) {
+        __m256i c[4];
+        for (int i = 0; i < 4; i++) {
+            __m256 v = _mm256_loadu_ps(x + (size_t)i * (size_t)(n / 4) + k);
+            c[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v, _mm256_set1_ps(inv)));
+            if (!finite) c[i] = _mm256_setzero_si256();
+            total = _mm256_add_epi32(total, c[i]);
+        }
+        __m256i p =
+            _mm256_packs_epi16(_mm256_packs_epi32(c[0], c[1]), _mm256_packs_epi32(c[2], c[3]));
+        store(q + 4 * (size_t)k, _mm256_shuffle_epi8(p, by_quad));
+    }
+    store(lanes, total);
+    *sum = 0;
+    for (int i = 0; i < 8; i++) *sum += lanes[i];
+}
+
 void kern_trellis_avx2(Kern *k) {
+    k->rotate = rotate_avx2;
+    k->quantize_t = quantize_t_avx2;
     k->mul_t2 = mul_t2_avx2;
     k->mul_t3 = mul_t3_avx2;
 }
