@@ -84,7 +84,7 @@ static bool layout(Ops *o, OpsLayout *l, int head_dim, int n_heads, int n_kv_hea
     if (!size_align(o->max_cols, 32, &ld)) return false;
     if (!size_mul(ld / 32, Q8X_BYTES, &o->tail_at)) return false;
     o->tail_at = MAX(o->tail_at, PIECE * sizeof(KqGroup));
-    if (!size_mul(tokens, T_UNIT * sizeof(float), &tail)) return false;
+    if (!size_mul(tokens, T_ROWS * sizeof(float), &tail)) return false;
     if (!size_add(o->tail_at, tail, &o->tile_bytes)) return false;
     if (!size_align(o->tile_bytes, 64, &o->tile_bytes)) return false;
     if (!size_align(attend_scratch(head_dim, n_heads, n_kv_heads, n_ctx), 64, &o->attend_bytes))
@@ -163,7 +163,7 @@ typedef struct Part {
     const Weight *w;
     Route route;
     float *y;
-    size_t ldy, height, n_blocks; /* rows of a block: BLOCK or T_UNIT */
+    size_t ldy, height, n_blocks; /* rows of a block: BLOCK, T_UNIT or T_ROWS */
 } Part;
 
 typedef struct MatmulJob {
@@ -217,31 +217,30 @@ static void mul_block(const MatmulJob *j, const Part *p, size_t b, float *y, siz
     }
 }
 
-/* y (n, ldy) of the 64 rows from row r on. */
-static void mul_unit(const MatmulJob *j, const Part *p, size_t r, float *y, size_t ldy) {
-    const Weight *w = p->w;
-    TrellisRows at = trellis_rows(w->type->id, w->data, w->rows, w->cols, r);
-    p->route.mult(y, ldy, at.codes, at.signs, (int)at.height, T_UNIT, at.scale, (int)(w->cols / 4),
-                  &j->o->a8, j->n);
-}
-
 static void run_block(const MatmulJob *j, const Part *p, size_t b, uint8_t *tile) {
-    size_t r = b * p->height, n_rows = MIN(p->height, p->w->rows - r);
+    const Weight *w = p->w;
+    size_t r = b * p->height, n_rows = MIN(p->height, w->rows - r), height = p->height;
     float *y = p->y + r, *tail = (float *)(tile + j->o->tail_at);
     if (p->route.mulf) {
-        p->route.mulf(y, p->ldy, p->w->data + r * row_bytes(p->w), row_bytes(p->w), (int)n_rows,
-                      j->x, p->w->cols, j->n, (int)p->w->cols);
+        p->route.mulf(y, p->ldy, w->data + r * row_bytes(w), row_bytes(w), (int)n_rows, j->x,
+                      w->cols, j->n, (int)w->cols);
         return;
     }
-    bool whole = n_rows == p->height; /* kernels write all rows: the last go through a copy */
+    TrellisRows at;
+    if (p->route.mult) {
+        at = trellis_rows(w->type->id, w->data, w->rows, w->cols, r);
+        height = MIN(height, at.height); /* the last row block may have 64 rows */
+    }
+    bool whole = n_rows == height; /* kernels write all rows: the last go through a copy */
     float *to = whole ? y : tail;
-    size_t ld = whole ? p->ldy : p->height;
+    size_t ld = whole ? p->ldy : height;
     if (p->route.mult)
-        mul_unit(j, p, r, to, ld);
+        p->route.mult(to, ld, at.codes, at.signs, (int)at.height, (int)height, at.scale,
+                      (int)(w->cols / 4), &j->o->a8, j->n);
     else
         mul_block(j, p, b, to, ld, tile);
     for (int t = 0; !whole && t < j->n; t++)
-        memcpy(y + (size_t)t * p->ldy, tail + (size_t)t * p->height, n_rows * sizeof *y);
+        memcpy(y + (size_t)t * p->ldy, tail + (size_t)t * height, n_rows * sizeof *y);
 }
 
 static void matmul_item(void *arg, int item, int thread) {
@@ -336,7 +335,9 @@ static Form form_of(const Weight *w) {
 static void add_part(MatmulJob *j, float *y, size_t ldy, const Weight *w) {
     Part *p = &j->parts[j->n_parts++];
     *p = (Part){ w, route(j->o->kern, w->type->id), y, ldy, 0, 0 };
-    p->height = p->route.mult ? T_UNIT : BLOCK;
+    /* t2, t3: whole row blocks stream best, halves of them keep more threads busy */
+    bool tall = w->rows >= 2 * T_ROWS * (size_t)pool_size(j->o->pool);
+    p->height = !p->route.mult ? BLOCK : tall ? T_ROWS : T_UNIT;
     p->n_blocks = (w->rows + p->height - 1) / p->height;
     j->n_blocks += p->n_blocks;
 }
