@@ -13,7 +13,7 @@ typedef struct Args {
     const char *prompt, *file, *system, *style;
     CliKv kv;
     int n, n_ctx, n_batch;
-    bool echo, special, json;
+    bool echo, special, profile, json;
     CliTexts stops;
 } Args;
 
@@ -163,8 +163,19 @@ static double per_second(int64_t n, double milliseconds) {
     return milliseconds > 0 ? 1000.0 * (double)n / milliseconds : 0;
 }
 
+/* Milliseconds of a generated token. */
+static json_t *profile_json(const DibitProfile *p) {
+    double n = (double)MAX(p->n_tokens, (uint64_t)1) * 1e6;
+    uint64_t parts = p->matmul_ns + p->attend_ns + p->cache_ns;
+    return json_pack("{s:f,s:f,s:f,s:f,s:f}", "matmul", (double)p->matmul_ns / n, "attention",
+                     (double)p->attend_ns / n, "cache", (double)p->cache_ns / n, "rest",
+                     (double)(p->total_ns - parts) / n, "total", (double)p->total_ns / n);
+}
+
 static int report(const Run *r) {
     DibitMemory m;
+    DibitProfile p;
+    dibit_profile(r->session, 0, &p);
     dibit_memory(r->session, &m);
     double prompt = ms(r->start_ns, r->prompt_ns), predicted = ms(r->prompt_ns, r->end_ns);
     double ttft = ms(r->start_ns, r->first_ns ? r->first_ns : r->end_ns);
@@ -173,11 +184,13 @@ static int report(const Run *r) {
         json_t *t = json_pack("{s:i,s:f,s:i,s:f,s:f,s:f}", "prompt_n", (int)r->n_prompt,
                               "prompt_ms", prompt, "predicted_n", r->n_generated, "predicted_ms",
                               predicted, "predicted_per_second", speed, "ttft_ms", ttft);
-        return cli_print_json(json_pack("{s:o,s:I,s:I,s:I,s:I,s:s,s:I}", "timings", t, "kv_bytes",
-                                        (json_int_t)m.kv, "kv_zero", (json_int_t)m.kv_zero,
-                                        "kv_saturated", (json_int_t)m.kv_saturated, "weight_bytes",
+        json_t *profile = r->a->profile ? profile_json(&p) : NULL;
+        return cli_print_json(json_pack("{s:o,s:I,s:I,s:I,s:I,s:s,s:I,s:o*}", "timings", t,
+                                        "kv_bytes", (json_int_t)m.kv, "kv_zero",
+                                        (json_int_t)m.kv_zero, "kv_saturated",
+                                        (json_int_t)m.kv_saturated, "weight_bytes",
                                         (json_int_t)m.weights, "finish_reason", r->finish, "seed",
-                                        (json_int_t)r->a->sampling.seed),
+                                        (json_int_t)r->a->sampling.seed, "profile_ms", profile),
                               false);
     }
     if (isatty(STDOUT_FILENO)) putchar('\n');
@@ -192,6 +205,13 @@ static int report(const Run *r) {
             (double)m.weights / 1048576, (double)m.kv / 1048576, (double)m.scratch / 1048576,
             m.n_past, m.n_ctx, r->finish, r->finish_detail);
     cli_kv_warn(m.kv_saturated);
+    double n = (double)MAX(p.n_tokens, (uint64_t)1) * 1e6;
+    if (r->a->profile)
+        fprintf(stderr,
+                "a generated token: matmul %.3f ms, attention %.3f ms, cache %.3f ms, total %.3f "
+                "ms\n",
+                (double)p.matmul_ns / n, (double)p.attend_ns / n, (double)p.cache_ns / n,
+                (double)p.total_ns / n);
     return 0;
 }
 
@@ -233,6 +253,7 @@ static int generate(Run *r, const int32_t *ids) {
     r->start_ns = clock_ns();
     r->n_computed = dibit_sync(r->session, ids, r->n_prompt, &err);
     r->prompt_ns = r->end_ns = clock_ns();
+    dibit_profile(r->session, r->a->profile, NULL);
     if (r->n_computed < 0) return cli_fail(&err);
     if (r->a->n == 0) {
         r->finish = "length";
@@ -296,6 +317,8 @@ int cmd_run(int argc, char **argv) {
           "take special tokens' names in the prompt as the tokens", 0, 0, NULL },
         { "echo", NULL, CLI_FLAG, &a.echo, NULL, "print the prompt in front of its continuation", 0,
           0, NULL },
+        { "profile", NULL, CLI_FLAG, &a.profile, NULL,
+          "with the timings, those of matrix products, attention and KV cache", 0, 0, NULL },
         CLI_KV_ROWS(&a.kv),
         CLI_JSON_ROW(&a.json),
         { .name = NULL },

@@ -255,6 +255,20 @@ DIBIT_API void dibit_memory(const DibitSession *session, DibitMemory *out);
 DIBIT_API int dibit_session_memory(const DibitEngine *engine, const DibitSessionOptions *opt,
                                    DibitMemory *out, DibitError *err);
 
+/* For measuring speed at a depth without computing what leads there: the session holds these n
+ * tokens as after dibit_sync(), but with random keys and values. What it goes on with is nonsense.
+ */
+DIBIT_API int dibit_fill(DibitSession *session, const int32_t *ids, size_t n, DibitError *err);
+
+/* Where the time went: nanoseconds of the calling thread. */
+typedef struct DibitProfile {
+    uint64_t n_tokens, total_ns;             /* of whole passes through the model; of it: */
+    uint64_t matmul_ns, attend_ns, cache_ns; /* matrix products, attention, encoding K and V */
+} DibitProfile;
+/* Writes to out (may be NULL) what was measured since the call before, and measures from now on if
+ * `on`. A session starts without: each operation reads the clock twice. */
+DIBIT_API void dibit_profile(DibitSession *session, int on, DibitProfile *out);
+
 /* Writes the session (tokens and cache) to a file, atomically; restores it from one. Restoring
  * checks the model's hash, the cache types and a checksum and leaves the session unchanged when
  * anything is wrong. */

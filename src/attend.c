@@ -246,10 +246,12 @@ void op_attend(Ops *o, float *out, const float *q, const Cache *c, int layer, in
     j.first_span = first_visible(&j, 0) / SPAN;
     j.n_spans = pos / SPAN - j.first_span + 1;
     assert(o->attend_bytes >= attend_scratch(c->shape.head_dim, n_heads, n_kv, pos + n));
+    uint64_t start = ops_start(o);
     if (n == 1 && j.n_spans > 1 && pool_size(o->pool) > 1) {
         j.partials = o->attend + tile_floats(tile_rows(j.group), c->shape.head_dim);
         pool_run(o->pool, span_item, &j, n_kv * j.n_spans);
         pool_run(o->pool, merge_item, &j, n_kv);
+        ops_stop(o, OPS_ATTEND, start);
         return;
     }
     /* tiles begin at multiples of their length and so lie within a block of positions, whose
@@ -258,4 +260,5 @@ void op_attend(Ops *o, float *out, const float *q, const Cache *c, int layer, in
     while (j.tokens_per_tile > 1 && j.tokens_per_tile * j.group > TILE_ROWS) j.tokens_per_tile /= 2;
     j.n_tiles = n ? (pos + n - 1) / j.tokens_per_tile - pos / j.tokens_per_tile + 1 : 0;
     pool_run(o->pool, tile_item, &j, j.n_tiles * n_kv);
+    ops_stop(o, OPS_ATTEND, start);
 }

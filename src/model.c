@@ -536,7 +536,7 @@ static int pass(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int n,
         tap(s, TAP_K, l, s->k, n);
         tap(s, TAP_V, l, s->v, n);
         rotate_in(s, h, c, l, n);
-        cache_put(c, o->kern, o->pool, l, pos, n, s->k, s->v);
+        op_put(o, c, l, pos, n, s->k, s->v);
         if (l == h->n_layers - 1 && !all) { /* the rest serves only the logits */
             int keep = logits ? 1 : 0, skip = n - keep;
             x += (size_t)skip * e;
@@ -581,4 +581,24 @@ int model_forward(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int 
     else
         cache_recover(c);
     return r;
+}
+
+/* Uniform with variance 1. */
+static void fill_random(float *x, size_t n, uint64_t seed) {
+    for (size_t i = 0; i < n; i++) {
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        x[i] = ((float)(seed >> 40) * 0x1p-23f - 1) * 1.7320508f;
+    }
+}
+
+int model_fill(const Model *m, Scratch *s, Cache *c, int n, DibitError *err) {
+    const Hparams *h = &m->hp;
+    size_t values = (size_t)n * (size_t)h->n_kv_heads * (size_t)h->head_dim;
+    int r = cache_reserve(c, n, err);
+    if (r != 0) return r;
+    fill_random(s->k, values, 2 * (uint64_t)c->n_past);
+    fill_random(s->v, values, 2 * (uint64_t)c->n_past + 1);
+    for (int l = 0; l < h->n_layers; l++) op_put(&s->ops, c, l, c->n_past, n, s->k, s->v);
+    cache_advance(c, n);
+    return 0;
 }

@@ -94,4 +94,7 @@ size_t scratch_bytes(const Scratch *s);
  * DIBIT_E_CANCELLED when *s->ops.cancel was set; the cache then holds what it held. */
 int model_forward(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int n, float *logits,
                   bool all, DibitError *err);
+/* In place of a pass, for measuring speed: n <= max_tokens random keys and values in every layer.
+ */
+int model_fill(const Model *m, Scratch *s, Cache *c, int n, DibitError *err);
 #endif

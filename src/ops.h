@@ -35,7 +35,18 @@ typedef struct Ops {
                       (uint8_t *)attend + i * attend_bytes */
     size_t attend_bytes, n_bytes; /* n_bytes: of all of the above */
     const atomic_int *cancel; /* may be NULL; once set, operations may leave their work undone */
+    bool timed;               /* whether operations add their time to ns */
+    uint64_t ns[3];           /* by OPS_MATMUL, ... */
 } Ops;
+enum { OPS_MATMUL, OPS_ATTEND, OPS_PUT };
+
+/* Around an operation: t = ops_start(o); ...; ops_stop(o, OPS_MATMUL, t). */
+static inline uint64_t ops_start(const Ops *o) {
+    return o->timed ? clock_ns() : 0;
+}
+static inline void ops_stop(Ops *o, int kind, uint64_t start) {
+    if (o->timed) o->ns[kind] += clock_ns() - start;
+}
 
 /* Bytes of scratch that one thread of op_attend needs (attend.c); ops_create rounds them up to a
  * multiple of 64. */
@@ -68,6 +79,8 @@ void op_rope(Ops *o, float *x, int n, int n_heads, int head_dim, int pos, const 
              int n_rot, int halves);
 /* Rotates n head vectors (n, head_dim) in place, forth or back: basis.h. */
 void op_rotate(Ops *o, float *x, int n, int head_dim, bool back);
+/* cache_put() with the kernels and threads of o. */
+void op_put(Ops *o, Cache *c, int layer, int pos, int n, const float *k, const float *v);
 /* Attention of n new tokens, already in the cache at positions pos..pos+n-1, over everything before
  * and including each: out and q are (n, n_heads, head_dim). window > 0: only the last `window`
  * positions. The cache is walked in blocks of KV_PAGE positions with online softmax, blocks in

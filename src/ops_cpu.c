@@ -345,6 +345,7 @@ static void add_part(MatmulJob *j, float *y, size_t ldy, const Weight *w) {
 void op_matmul_many(Ops *o, int n_w, float *const *y, const size_t *ldy, const Weight *const *w,
                     const float *x, int n) {
     assert(n_w <= OPS_MANY && n <= o->max_tokens && w[0]->cols <= o->max_cols);
+    uint64_t start = ops_start(o);
     int cols = (int)w[0]->cols;
     unsigned left = (1u << n_w) - 1; /* matrices; a pass for each form of the input */
     for (int first = 0; first < n_w; first++) {
@@ -366,6 +367,7 @@ void op_matmul_many(Ops *o, int n_w, float *const *y, const size_t *ldy, const W
         j.per_item = blocks_per_item(&j, bytes);
         pool_run(o->pool, matmul_item, &j, (int)((j.n_blocks + j.per_item - 1) / j.per_item));
     }
+    ops_stop(o, OPS_MATMUL, start);
 }
 
 void op_matmul(Ops *o, float *y, size_t ldy, const Weight *w, const float *x, int n) {
@@ -451,6 +453,12 @@ void op_add(Ops *o, float *x, const float *y, int n, int width) {
 
 void op_add_bias(Ops *o, float *x, const float *bias, int n, int width) {
     for (int t = 0; t < n; t++) o->kern->add(x + (size_t)t * (size_t)width, bias, width);
+}
+
+void op_put(Ops *o, Cache *c, int layer, int pos, int n, const float *k, const float *v) {
+    uint64_t start = ops_start(o);
+    cache_put(c, o->kern, o->pool, layer, pos, n, k, v);
+    ops_stop(o, OPS_PUT, start);
 }
 
 typedef struct RotateJob {

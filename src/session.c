@@ -279,7 +279,12 @@ static int take_cancel(DibitSession *s, DibitError *err) {
 
 static int run(DibitSession *s, const int32_t *ids, int n, float *logits, bool all,
                DibitError *err) {
+    uint64_t start = ops_start(&s->scratch.ops);
     int r = model_forward(&s->engine->model, &s->scratch, &s->cache, ids, n, logits, all, err);
+    if (start) {
+        s->profile.total_ns += clock_ns() - start;
+        s->profile.n_tokens += (uint64_t)n;
+    }
     if (r == DIBIT_E_CANCELLED) atomic_store(&s->cancel, 0);
     return r;
 }
@@ -419,6 +424,35 @@ int dibit_forward(DibitSession *s, const int32_t *ids, size_t n, float *out, Dib
         s->has_logits = true;
     }
     return 0;
+}
+
+int dibit_fill(DibitSession *s, const int32_t *ids, size_t n, DibitError *err) {
+    int r = check_ids(s, ids, n, err);
+    if (r != 0) return r;
+    if (n > (size_t)s->n_ctx)
+        return fail(err, DIBIT_E_CONTEXT, "%zu tokens do not fit a context of %d", n, s->n_ctx);
+    reopen(s);
+    cut(s, 0);
+    while (s->n_tokens < (int)n) {
+        int k = MIN(s->n_batch, (int)n - s->n_tokens);
+        r = take_cancel(s, err);
+        if (r == 0) r = model_fill(&s->engine->model, &s->scratch, &s->cache, k, err);
+        if (r != 0) return r;
+        memcpy(s->tokens + s->n_tokens, ids + s->n_tokens, (size_t)k * sizeof *ids);
+        s->n_tokens += k;
+    }
+    return 0;
+}
+
+void dibit_profile(DibitSession *s, int on, DibitProfile *out) {
+    Ops *o = &s->scratch.ops;
+    s->profile.matmul_ns = o->ns[OPS_MATMUL];
+    s->profile.attend_ns = o->ns[OPS_ATTEND];
+    s->profile.cache_ns = o->ns[OPS_PUT];
+    if (out) *out = s->profile;
+    s->profile = (DibitProfile){ 0 };
+    memset(o->ns, 0, sizeof o->ns);
+    o->timed = on != 0;
 }
 
 /* ---- views ---- */

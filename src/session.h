@@ -36,6 +36,7 @@ struct DibitSession {
     size_t text_bytes;
     atomic_int cancel;
     atomic_size_t sync_done, sync_total;
+    DibitProfile profile; /* what the operations do not count themselves: tokens, whole passes */
 };
 
 void engine_log(const DibitEngine *e, int level, const char *fmt, ...)

@@ -430,6 +430,24 @@ static void bench_json(void **state) {
     assert_true(number(tg, "bytes_per_token") ==
                 floor(weights + 18.5 * TINY_KV * (16 + 24 + 36 + 66)));
     json_decref(list);
+    expect(run(NULL, "bench", "-m", tiny, "-p", "0", "-n", "4", "-d", "0,256", "-r", "1", "-t", "1",
+               "-ctk", "f16,k2", "-ctv", "q8", "--profile", "--json"),
+           0, NULL);
+    assert_string_equal(last.err, "");
+    list = parse(last.out);
+    assert_int_equal(json_array_size(list), 4); /* both types at both depths */
+    for (size_t i = 0; i < 4; i++) {
+        tg = json_array_get(list, i);
+        assert_true(number(tg, "n_depth") == (i & 1 ? 256 : 0));
+        assert_string_equal(json_string_value(json_object_get(tg, "cache_type_k")),
+                            i < 2 ? "f16" : "k2");
+        const json_t *ms = json_object_get(tg, "profile_ms");
+        double parts = number(ms, "matmul") + number(ms, "attention") + number(ms, "cache");
+        assert_true(number(ms, "attention") > 0 && number(ms, "cache") > 0);
+        assert_true(fabs(parts + number(ms, "rest") - number(ms, "total")) < 1e-9);
+        assert_true(number(ms, "total") <= 1000 / number(tg, "median"));
+    }
+    json_decref(list);
 }
 
 /* ---- the base model ---- */
