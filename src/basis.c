@@ -6,32 +6,56 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { SEED = 0x6b763233 };
+/* Bit j % 32 of word j / 32: whether value j changes its sign; the highest bit of
+ * lowbias32(0x6b763233 + stage + j * 0x9e3779b9), see docs/FORMAT.md. */
+static const uint32_t minus[2][8] = {
+    { 0x672583ba, 0xca0c193c, 0x196b6c48, 0xb6f4c1a3, 0x5ceccf16, 0x7706eafd, 0xb6609b10,
+      0x69960bc2 },
+    { 0xc0c26b47, 0x3e882697, 0xae057eaf, 0x8c0b4893, 0x62ab241a, 0x4c87ab13, 0x4da74d5b,
+      0x37533138 },
+};
 
-static uint32_t lowbias32(uint32_t x) {
-    x ^= x >> 16;
-    x *= 0x7feb352du;
-    x ^= x >> 15;
-    x *= 0x846ca68bu;
-    return x ^ x >> 16;
+typedef float F4 __attribute__((vector_size(16)));
+
+static F4 load(const float *p) {
+    F4 v;
+    memcpy(&v, p, sizeof v);
+    return v;
 }
 
-static void signs(float *x, int d, int stage) {
-    for (int j = 0; j < d; j++)
-        if (lowbias32(SEED + (uint32_t)stage + (uint32_t)j * 0x9e3779b9u) >> 31) x[j] = -x[j];
+static void store(float *p, F4 v) {
+    memcpy(p, &v, sizeof v);
 }
 
-/* Hadamard of each block of b, scaled to be orthogonal. */
+static void signs(float *x, int d, int stage) { /* d is a multiple of 4 */
+    static const float of[16][4] = {
+        { 1, 1, 1, 1 },   { -1, 1, 1, 1 },   { 1, -1, 1, 1 },   { -1, -1, 1, 1 },
+        { 1, 1, -1, 1 },  { -1, 1, -1, 1 },  { 1, -1, -1, 1 },  { -1, -1, -1, 1 },
+        { 1, 1, 1, -1 },  { -1, 1, 1, -1 },  { 1, -1, 1, -1 },  { -1, -1, 1, -1 },
+        { 1, 1, -1, -1 }, { -1, 1, -1, -1 }, { 1, -1, -1, -1 }, { -1, -1, -1, -1 },
+    };
+    for (int j = 0; j < d; j += 4)
+        store(x + j, load(x + j) * load(of[minus[stage][j / 32] >> j % 32 & 15]));
+}
+
+/* Hadamard of each block of b, a multiple of 4, scaled to be orthogonal. */
 static void hadamard(float *x, int d, int b) {
-    for (int h = 1; h < b; h *= 2)
+    const F4 odd = { 1, -1, 1, -1 }, high = { 1, 1, -1, -1 };
+    float root = (float)(1.0 / sqrt(b));
+    for (int j = 0; j < d; j += 4) { /* steps of 1 and 2 */
+        F4 v = load(x + j);
+        v = v * odd + __builtin_shufflevector(v, v, 1, 0, 3, 2);
+        v = v * high + __builtin_shufflevector(v, v, 2, 3, 0, 1);
+        store(x + j, v);
+    }
+    for (int h = 4; h < b; h *= 2)
         for (int i = 0; i < d; i += 2 * h)
-            for (int j = i; j < i + h; j++) {
-                float u = x[j], v = x[j + h];
-                x[j] = u + v;
-                x[j + h] = u - v;
+            for (int j = i; j < i + h; j += 4) {
+                F4 u = load(x + j), v = load(x + j + h);
+                store(x + j, u + v);
+                store(x + j + h, u - v);
             }
-    float scale = (float)(1.0 / sqrt(b));
-    for (int j = 0; j < d; j++) x[j] *= scale;
+    for (int j = 0; j < d; j += 4) store(x + j, load(x + j) * root);
 }
 
 /* Deals the values of m blocks out: value j goes to j % b * m + j / b, or comes back. */

@@ -186,6 +186,36 @@ static void test_rotation(void **state) {
     }
 }
 
+static double sign_of(int stage, int j) { /* docs/FORMAT.md */
+    uint32_t x = 0x6b763233 + (uint32_t)stage + (uint32_t)j * 0x9e3779b9u;
+    x = (x ^ x >> 16) * 0x7feb352du;
+    x = (x ^ x >> 15) * 0x846ca68bu;
+    return (x ^ x >> 16) >> 31 ? -1 : 1;
+}
+
+/* The rotation as a matrix product, in double. */
+static void test_rotation_defined(void **state) {
+    (void)state;
+    for (size_t k = 0; k < ARRAY_LEN(dims); k++) {
+        int d = dims[k], b = d & -d;
+        float x[256];
+        double u[256], v[256];
+        for (int i = 0; i < d; i++) u[i] = x[i] = gauss();
+        basis_rotate(x, d, false);
+        for (int stage = 0; stage < (b == d ? 1 : 2); stage++) {
+            for (int i = 0; i < d; i++) {
+                double sum = 0;
+                for (int j = i / b * b; j < i / b * b + b; j++)
+                    sum += sign_of(stage, j) * u[j] *
+                           (__builtin_popcount((unsigned)(i & j & (b - 1))) & 1 ? -1 : 1);
+                v[stage || b == d ? i : i % b * (d / b) + i / b] = sum / sqrt(b);
+            }
+            memcpy(u, v, sizeof u);
+        }
+        for (int i = 0; i < d; i++) assert_true(fabs(u[i] - x[i]) < 1e-5);
+    }
+}
+
 /* All instruction sets make the same records. */
 static void test_equal(void **state) {
     (void)state;
@@ -212,10 +242,10 @@ static void test_equal(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_example),  cmocka_unit_test(test_code),
-        cmocka_unit_test(test_scales),   cmocka_unit_test(test_extremes),
-        cmocka_unit_test(test_gaussian), cmocka_unit_test(test_rotation),
-        cmocka_unit_test(test_equal),
+        cmocka_unit_test(test_example),          cmocka_unit_test(test_code),
+        cmocka_unit_test(test_scales),           cmocka_unit_test(test_extremes),
+        cmocka_unit_test(test_gaussian),         cmocka_unit_test(test_rotation),
+        cmocka_unit_test(test_rotation_defined), cmocka_unit_test(test_equal),
     };
     t4_table(table);
     kern_init(&kern, DIBIT_ISA_SCALAR);
