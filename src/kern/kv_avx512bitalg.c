@@ -1,7 +1,9 @@
 /* kv_avx512bitalg.c - the loops over k2 and k3 records with AVX-512 VNNI and BITALG: a block of 16
- * records is one vector of dwords, the code one multiply, one add and one population count. */
+ * records is one vector of dwords, the code one multiply, one add and one population count. VBMI
+ * puts their bytes in place. */
 #include <immintrin.h>
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "kern.h"
@@ -74,14 +76,16 @@ static const int32_t step_bits[16] = { /* floats 2^(k/16) */
                                        0x3fd744fd, 0x3fe0ccdf, 0x3feac0c7, 0x3ff5257d
 };
 
+/* Scale bytes of 16 records: bit g is bit 7 of a row, shifted in from above. */
 static __m512 units(const uint8_t *block, int d, int bits) {
-    uint64_t b[2] = { 0, 0 }, row[2];
+    const __m128i low = _mm_set1_epi8(127);
+    __m128i b = _mm_setzero_si128();
     for (int g = 0; g < 8; g++) {
-        memcpy(row, block + kv_scale_step(g, d / 4) * KV_BLOCK, 16);
-        b[0] |= (row[0] >> 7 & 0x0101010101010101u) << g;
-        b[1] |= (row[1] >> 7 & 0x0101010101010101u) << g;
+        const uint8_t *row = block + kv_scale_step(g, d / 4) * KV_BLOCK;
+        b = _mm_ternarylogic_epi32(_mm_loadu_si128((const __m128i *)row), _mm_srli_epi16(b, 1), low,
+                                   0xd8); /* low ? b >> 1 : row */
     }
-    __m512i v = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)b));
+    __m512i v = _mm512_cvtepu8_epi32(b);
     __m512i m = _mm512_permutexvar_epi32(v, _mm512_loadu_si512(step_bits)); /* low 4 bits choose */
     __m512i e = _mm512_sub_epi32(_mm512_srli_epi32(v, 4), _mm512_set1_epi32(8));
     __mmask16 some = _mm512_test_epi32_mask(v, v);
@@ -90,13 +94,22 @@ static __m512 units(const uint8_t *block, int d, int bits) {
                          _mm512_set1_ps(bits == 2 ? 1 / KV_SCALE_K2 : 0.25f / KV_SCALE_K3));
 }
 
-static inline __m512i load16(const uint8_t *p) {
-    return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+/* prev | cur << 8 of 16 records at step t > 0: the rows of both lie side by side. */
+static inline __m512i states(const uint8_t *row) {
+    const __m512i each = _mm512_add_epi32(
+        _mm512_set1_epi32(0x1000),
+        _mm512_mullo_epi32(_mm512_set1_epi32(0x101), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9,
+                                                                       10, 11, 12, 13, 14, 15)));
+    __m512i x = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i *)(row - KV_BLOCK)));
+    return _mm512_maskz_permutexvar_epi8(0x3333333333333333u, each, x);
+}
+
+static inline __m512i first_states(const uint8_t *row) {
+    return _mm512_slli_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)row)), 8);
 }
 
 /* p (k2) or u = 2p + 7, with its sign (k3), of one step; byte 4r + i is lane i of record r. */
-static inline __m512i decode(__m512i prev, __m512i cur, const uint8_t *signs, int bits) {
-    __m512i x = _mm512_or_si512(prev, _mm512_slli_epi32(cur, 8));
+static inline __m512i decode(__m512i x, const uint8_t *signs, int bits) {
     x = _mm512_mullo_epi32(x, _mm512_set1_epi32((int)T4_MUL));
     x = _mm512_add_epi32(x, _mm512_srli_epi32(x, 13));
     __m512i p = _mm512_popcnt_epi8(x);
@@ -114,11 +127,11 @@ static inline void score_block(float *s, size_t lds, const int8_t *q, size_t ldq
                                const uint8_t *block, int d, int bits) {
     const int nb = d / 4;
     const uint8_t *signs = block + nb * KV_BLOCK;
-    __m512i prev = _mm512_setzero_si512(), sum[TILE];
+    __m512i sum[TILE];
     for (int j = 0; j < n_q; j++) sum[j] = _mm512_setzero_si512();
     for (int t = 0; t < nb; t++) {
-        __m512i cur = load16(block + t * KV_BLOCK), p = decode(prev, cur, signs + 8 * t, bits);
-        prev = cur;
+        const uint8_t *row = block + t * KV_BLOCK;
+        __m512i p = decode(t ? states(row) : first_states(row), signs + 8 * t, bits);
         for (int j = 0; j < n_q; j++) {
             int32_t a;
             memcpy(&a, q + (size_t)j * ldq + 4 * (size_t)t, 4);
@@ -160,10 +173,9 @@ static void score_k3 SCORE_KV_ARGS {
 
 /* ---- values ---- */
 
-enum { MAX_BLOCKS = 16 };
+enum { MAX_BLOCKS = 16, MAX_STEPS = KV_MAX_DIM / 4 };
 
-/* Weights of one query, high and low 7 bits, each dword (4 positions) four times: a vector a block.
- */
+/* Weights of one query, high and low byte, those of 4 positions four times: a vector a block. */
 typedef struct Weights {
     __m512i hi[MAX_BLOCKS], lo[MAX_BLOCKS];
     int32_t sum;
@@ -171,6 +183,8 @@ typedef struct Weights {
 } Weights;
 
 static void round_weights(Weights *w, const float *s, const __m512 *unit, int n_pos) {
+    const __m512i low = _mm512_broadcast_i32x4(_mm_set1_epi32(0x0c080400));
+    const __m512i high = _mm512_add_epi8(low, _mm512_set1_epi8(1));
     int blocks = (n_pos + 15) / 16;
     __m512 f[MAX_BLOCKS];
     __m512i top = _mm512_setzero_si512(), sum = _mm512_setzero_si512();
@@ -187,62 +201,85 @@ static void round_weights(Weights *w, const float *s, const __m512 *unit, int n_
     memcpy(&largest, &bits, 4);
     inv = 16383.0f / largest;
     w->step = !(largest < INFINITY) ? NAN : inv < INFINITY ? largest * (1.0f / 16383.0f) : 0;
-    int none = !(largest < INFINITY) || !(inv < INFINITY);
-    const __m512i spread = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+    __mmask16 some = largest < INFINITY && inv < INFINITY ? 0xffff : 0;
     for (int b = 0; b < blocks; b++) {
-        __m512i n = _mm512_setzero_si512();
-        if (!none)
-            n = _mm512_cvttps_epi32(
-                _mm512_add_ps(_mm512_mul_ps(f[b], _mm512_set1_ps(inv)), _mm512_set1_ps(0.5f)));
+        __m512 x = _mm512_add_ps(_mm512_mul_ps(f[b], _mm512_set1_ps(inv)), _mm512_set1_ps(0.5f));
+        __m512i n = _mm512_maskz_cvttps_epi32(some, x);
         sum = _mm512_add_epi32(sum, n);
-        __m128i hi = _mm512_cvtepi32_epi8(_mm512_srli_epi32(n, 7));
-        __m128i lo = _mm512_cvtepi32_epi8(_mm512_and_si512(n, _mm512_set1_epi32(127)));
-        w->hi[b] = _mm512_permutexvar_epi32(spread, _mm512_castsi128_si512(hi));
-        w->lo[b] = _mm512_permutexvar_epi32(spread, _mm512_castsi128_si512(lo));
+        w->hi[b] = _mm512_shuffle_epi8(n, high);
+        w->lo[b] = _mm512_shuffle_epi8(n, low);
     }
     w->sum = _mm512_reduce_add_epi32(sum);
 }
 
-/* Sums of the four lanes of step t over all positions, for up to TILE queries. */
-static inline void accum_step(int32_t dot[TILE][4], const Weights *w, int n_q,
-                              const uint8_t *blocks, int n_blocks, int t, int d, int bits) {
+/* Sums of the four lanes of step t over all positions: dword 4j + i is lane i of query j. */
+static inline __m512i accum_step(const Weights *w, int n_q, const uint8_t *row,
+                                 const uint8_t *signs, size_t block_bytes, int n_blocks, bool first,
+                                 int bits) {
     const __m512i by_lane =
         _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-    const int nb = d / 4;
-    size_t block_bytes = KV_BLOCK * kv_record_bytes(bits, d);
     __m512i hi[TILE], lo[TILE];
-    for (int j = 0; j < n_q; j++) hi[j] = lo[j] = _mm512_setzero_si512();
-    for (int b = 0; b < n_blocks; b++) {
-        const uint8_t *block = blocks + (size_t)b * block_bytes, *row = block + t * KV_BLOCK;
-        __m512i prev = t ? load16(row - KV_BLOCK) : _mm512_setzero_si512();
-        __m512i p = decode(prev, load16(row), block + nb * KV_BLOCK + 8 * t, bits);
+    for (int j = 0; j < TILE; j++) hi[j] = lo[j] = _mm512_setzero_si512();
+    for (int b = 0; b < n_blocks; b++, row += block_bytes, signs += block_bytes) {
+        __m512i p = decode(first ? first_states(row) : states(row), signs, bits);
         p = _mm512_shuffle_epi8(p, by_lane); /* dword i of 128 bits: lane i of 4 positions */
         for (int j = 0; j < n_q; j++) {
-            hi[j] = _mm512_dpbusd_epi32(hi[j], p, w[j].hi[b]);
-            lo[j] = _mm512_dpbusd_epi32(lo[j], p, w[j].lo[b]);
+            hi[j] = _mm512_dpbusd_epi32(hi[j], w[j].hi[b], p);
+            lo[j] = _mm512_dpbusd_epi32(lo[j], w[j].lo[b], p);
         }
     }
-    for (int j = 0; j < n_q; j++) {
-        __m512i v = _mm512_add_epi32(_mm512_slli_epi32(hi[j], 7), lo[j]);
-        __m256i x = _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64(v, 1));
-        __m128i y = _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
-        _mm_storeu_si128((__m128i *)dot[j], y);
+    for (int j = 0; j < TILE; j++) hi[j] = _mm512_add_epi32(_mm512_slli_epi32(hi[j], 8), lo[j]);
+    __m512i a = _mm512_add_epi32(_mm512_shuffle_i32x4(hi[0], hi[1], 0x44),
+                                 _mm512_shuffle_i32x4(hi[0], hi[1], 0xee));
+    __m512i b = _mm512_add_epi32(_mm512_shuffle_i32x4(hi[2], hi[3], 0x44),
+                                 _mm512_shuffle_i32x4(hi[2], hi[3], 0xee));
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+}
+
+/* Four steps of `dot`, turned to four coordinates a lane; x[j] + i * nb gets those of query j. */
+static inline void store_steps(float *x, const __m512i *dot, int nb, __m512i offset, __m512 step,
+                               int bits) {
+    __m512i a = _mm512_unpacklo_epi32(dot[0], dot[1]), b = _mm512_unpacklo_epi32(dot[2], dot[3]);
+    __m512i c = _mm512_unpackhi_epi32(dot[0], dot[1]), e = _mm512_unpackhi_epi32(dot[2], dot[3]);
+    __m512i lane[4] = { _mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b),
+                        _mm512_unpacklo_epi64(c, e), _mm512_unpackhi_epi64(c, e) };
+    for (int i = 0; i < 4; i++, x += nb) {
+        __m512i n = bits == 2 ? lane[i] : _mm512_add_epi32(lane[i], lane[i]);
+        __m512 f = _mm512_mul_ps(step, _mm512_cvtepi32_ps(_mm512_sub_epi32(n, offset)));
+        _mm_storeu_ps(x, _mm512_castps512_ps128(f));
+        _mm_storeu_ps(x + KV_MAX_DIM, _mm512_extractf32x4_ps(f, 1));
+        _mm_storeu_ps(x + 2 * KV_MAX_DIM, _mm512_extractf32x4_ps(f, 2));
+        _mm_storeu_ps(x + 3 * KV_MAX_DIM, _mm512_extractf32x4_ps(f, 3));
     }
 }
 
 static inline void accum_tile(float *acc, size_t ldacc, const float *factor, const Weights *w,
                               int n_q, const uint8_t *blocks, int n_blocks, int d, int bits) {
-    int nb = d / 4;
-    for (int t = 0; t < nb; t++) {
-        int32_t dot[TILE][4];
-        accum_step(dot, w, n_q, blocks, n_blocks, t, d, bits);
-        for (int j = 0; j < n_q; j++)
-            for (int i = 0; i < 4; i++) {
-                float *a = &acc[(size_t)j * ldacc + (size_t)(i * nb + t)];
-                int32_t x = bits == 2 ? dot[j][i] - 4 * w[j].sum : 2 * dot[j][i] - 31 * w[j].sum;
-                *a = *a * factor[j] + w[j].step * (float)x;
-            }
+    const int nb = d / 4;
+    const size_t block_bytes = KV_BLOCK * kv_record_bytes(bits, d);
+    const uint8_t *signs = blocks + nb * KV_BLOCK;
+    _Alignas(64) float x[TILE * KV_MAX_DIM], steps[16];
+    _Alignas(64) int32_t offsets[16];
+    for (int j = 0; j < 16; j++) {
+        bool used = j / 4 < n_q;
+        steps[j] = used ? w[j / 4].step : 0;
+        offsets[j] = used ? (bits == 2 ? 4 : 31) * w[j / 4].sum : 0;
     }
+    const __m512i offset = _mm512_load_si512(offsets);
+    const __m512 step = _mm512_load_ps(steps);
+    for (int t = 0; t < nb; t += 4) {
+        __m512i dot[4];
+        for (int k = 0; k < 4; k++)
+            dot[k] = accum_step(w, n_q, blocks + (t + k) * KV_BLOCK, signs + 8 * (t + k),
+                                block_bytes, n_blocks, t + k == 0, bits);
+        store_steps(x + t, dot, nb, offset, step, bits);
+    }
+    for (int j = 0; j < n_q; j++)
+        for (int c = 0; c < d; c += 16) {
+            float *a = acc + (size_t)j * ldacc + (size_t)c;
+            __m512 old = _mm512_mul_ps(_mm512_loadu_ps(a), _mm512_set1_ps(factor[j]));
+            _mm512_storeu_ps(a, _mm512_add_ps(old, _mm512_loadu_ps(x + j * KV_MAX_DIM + c)));
+        }
 }
 
 static inline void accum(float *acc, size_t ldacc, const float *factor, const float *s, size_t lds,
