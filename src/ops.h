@@ -55,6 +55,9 @@ size_t attend_scratch(int head_dim, int n_heads, int n_kv_heads, int n_ctx);
 int ops_create(Ops *o, const Kern *kern, Pool *pool, const DibitAllocator *memory, int max_tokens,
                size_t max_cols, int head_dim, int n_heads, int n_kv_heads, int n_ctx,
                DibitError *err);
+/* Bytes that ops_create() will ask for with a pool of n_threads. False when that wraps. */
+bool ops_size(int n_threads, int max_tokens, size_t max_cols, int head_dim, int n_heads,
+              int n_kv_heads, int n_ctx, size_t *n_bytes);
 void ops_free(Ops *o);
 size_t ops_bytes(const Ops *o);
 

@@ -79,8 +79,9 @@ static bool part(size_t *at, size_t *total, size_t count, size_t n_bytes) {
            size_add(*total, n_bytes, total);
 }
 
-static bool layout(Ops *o, OpsLayout *l, int head_dim, int n_heads, int n_kv_heads, int n_ctx) {
-    size_t ld, tokens = (size_t)o->max_tokens, threads = (size_t)pool_size(o->pool), tail, q;
+static bool layout(Ops *o, OpsLayout *l, size_t threads, int head_dim, int n_heads, int n_kv_heads,
+                   int n_ctx) {
+    size_t ld, tokens = (size_t)o->max_tokens, tail, q;
     if (!size_align(o->max_cols, 32, &ld)) return false;
     if (!size_mul(ld / 32, Q8X_BYTES, &o->tail_at)) return false;
     o->tail_at = MAX(o->tail_at, PIECE * sizeof(KqGroup));
@@ -97,6 +98,15 @@ static bool layout(Ops *o, OpsLayout *l, int head_dim, int n_heads, int n_kv_hea
            part(&l->attend, &l->total, threads, o->attend_bytes);
 }
 
+bool ops_size(int n_threads, int max_tokens, size_t max_cols, int head_dim, int n_heads,
+              int n_kv_heads, int n_ctx, size_t *n_bytes) {
+    Ops o = { .max_tokens = max_tokens, .max_cols = max_cols };
+    OpsLayout l;
+    if (!layout(&o, &l, (size_t)n_threads, head_dim, n_heads, n_kv_heads, n_ctx)) return false;
+    *n_bytes = l.total;
+    return true;
+}
+
 int ops_create(Ops *o, const Kern *kern, Pool *pool, const DibitAllocator *memory, int max_tokens,
                size_t max_cols, int head_dim, int n_heads, int n_kv_heads, int n_ctx,
                DibitError *err) {
@@ -105,7 +115,8 @@ int ops_create(Ops *o, const Kern *kern, Pool *pool, const DibitAllocator *memor
     o->max_cols = max_cols;
     OpsLayout l;
     uint8_t *base = NULL;
-    if (layout(o, &l, head_dim, n_heads, n_kv_heads, n_ctx)) base = mem_alloc(memory, l.total);
+    if (layout(o, &l, (size_t)pool_size(pool), head_dim, n_heads, n_kv_heads, n_ctx))
+        base = mem_alloc(memory, l.total);
     if (!base)
         return fail(err, DIBIT_E_MEMORY, "no memory for the scratch of %d tokens", max_tokens);
     o->a8.q = (int8_t *)base;
