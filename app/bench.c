@@ -487,12 +487,13 @@ static int check(const Args *a) {
     int code = cli_kv_check("bench", &a->kv);
     if (code != 0) return code;
     if (!a->shape) return 0;
-    const char *names[32];
+    const char *names[64];
     int n = 0;
-    for (const char *const *s = shape_names(); *s && n < 32; s++) {
-        if (strcmp(*s, a->shape) == 0) return 0;
-        names[n++] = *s;
-    }
+    for (int i = 0; n < 64 && shape_at(i); i++)
+        if (shape_can_make(shape_at(i))) names[n++] = shape_at(i)->name;
+    const Shape *s = shape_find(a->shape);
+    if (s && shape_can_make(s)) return 0;
+    if (s) return cli_misuse("bench", "--shape: models in the shape of %s are not made", s->name);
     const char *near = cli_suggest(a->shape, names, n);
     return cli_misuse("bench", "--shape: unknown shape \"%s\"; did you mean %s?", a->shape,
                       near ? near : names[0]);
@@ -510,7 +511,7 @@ int cmd_bench(int argc, char **argv) {
         { "model", "m", CLI_TEXTS, &a.models, "FILE", "model in GGUF form", 0, 0, NULL },
         { "shape", NULL, CLI_TEXT, &a.shape, "NAME",
           "instead of a file, a model of this shape with random weights: llama-3.2-1b, "
-          "llama-2-7b, base-34m",
+          "llama-2-7b, base-34m and others that `dibit context --list` names",
           0, 0, NULL },
         { "type", NULL, CLI_TEXT, &a.types, "TYPES",
           "types of its block matrices, comma-separated: compared in one run", 0, 0, NULL },

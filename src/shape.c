@@ -13,25 +13,6 @@
 #include "gguf.h"
 #include "trellis23.h"
 
-typedef struct Shape {
-    const char *name;
-    int n_layers, n_embd, n_heads, n_kv_heads, head_dim, n_ff, n_ctx;
-    float rope_base, eps;
-    bool tied;
-} Shape;
-
-static const Shape shapes[] = {
-    { "llama-3.2-1b", 16, 2048, 32, 8, 64, 8192, 131072, 500000, 1e-5f, true },
-    { "llama-2-7b", 32, 4096, 32, 32, 128, 11008, 4096, 10000, 1e-5f, false },
-    { "base-34m", 8, 512, 8, 4, 64, 1536, 4096, 100000, 1e-5f, true },
-};
-
-static const char *const names[] = { "llama-3.2-1b", "llama-2-7b", "base-34m", NULL };
-
-const char *const *shape_names(void) {
-    return names;
-}
-
 /* ---- the rows everything is tiled from ---- */
 
 enum { TILE_ROWS = 32, MAX_TILES = 5 };
@@ -225,14 +206,14 @@ static int find_type(const TypeInfo **out, const char *name, DibitError *err) {
 
 int shape_make(uint8_t **image, size_t *size, const char *shape, const char *type,
                const char *head_type, int n_vocab, DibitError *err) {
-    const Shape *s = NULL;
+    const Shape *s = shape_find(shape);
     const TypeInfo *body, *head;
     Maker m = { 0 };
     *image = NULL;
     *size = 0;
-    for (size_t i = 0; i < ARRAY_LEN(shapes); i++)
-        if (strcmp(shapes[i].name, shape) == 0) s = &shapes[i];
     if (!s) return fail(err, DIBIT_E_ARGUMENT, "unknown shape \"%.40s\"", shape);
+    if (!shape_can_make(s))
+        return fail(err, DIBIT_E_UNSUPPORTED, "models in the shape of %s are not made", s->name);
     if (n_vocab < 0 || n_vocab > 1 << 24)
         return fail(err, DIBIT_E_ARGUMENT, "a vocabulary of %d: 1 to %d", n_vocab, 1 << 24);
     if (n_vocab == 0) n_vocab = 32000;
