@@ -20,6 +20,7 @@ static CliMain cmd_help, cmd_completion;
 #pragma weak cmd_eval
 #pragma weak cmd_logits
 #pragma weak cmd_bench
+#pragma weak cmd_context
 
 static const CliRow rows[] = {
     { "run", cmd_run, "continue a text" },
@@ -33,6 +34,7 @@ static const CliRow rows[] = {
     { "calibrate", cmd_calibrate, "statistics of a text that help quantize" },
     { "quantize", cmd_quantize, "GGUF to fewer bits" },
     { "info", cmd_info, "what is in a model file" },
+    { "context", cmd_context, "which context fits in memory, by type of the KV cache" },
     { "completion", cmd_completion, "completion script for bash, zsh or fish" },
     { "help", cmd_help, "this list, or the options of a command" },
     { NULL, NULL, NULL },

@@ -1,0 +1,268 @@
+/* context.c - which context fits in given bytes. All figures come from the functions that size
+ * what a session allocates: cache_bytes(), scratch_size(), ops_size(). They grow with the number of
+ * positions, so the most that fit is found by bisection; what wraps does not fit. */
+#include "context.h"
+
+#include <assert.h>
+#include <string.h>
+
+#include "model.h"
+#include "sample.h"
+#include "shape.h"
+
+/* ---- models ---- */
+
+int context_named(ContextModel *m, const char *name, const char *type, const char *head,
+                  DibitError *err) {
+    const Shape *s = shape_find(name);
+    *m = (ContextModel){ .name = name };
+    if (!s) return fail(err, DIBIT_E_ARGUMENT, "no model is known as \"%.60s\"", name);
+    m->name = s->name;
+    m->source = s->source;
+    m->n_ctx_train = s->n_ctx;
+    m->learned = s->rope_base == 0;
+    m->encoder = s->family == SHAPE_BERT;
+    m->parts[m->n_parts++] = (ContextPart){ .n_layers = s->n_layers,
+                                            .n_kv_heads = s->n_kv_heads,
+                                            .head_dim = s->head_dim,
+                                            .window = s->window,
+                                            .causal = !m->encoder };
+    if (s->n_audio) /* cross-attention: written once for each piece of sound */
+        m->parts[m->n_parts++] = (ContextPart){ .n_layers = s->n_layers,
+                                                .n_kv_heads = s->n_kv_heads,
+                                                .head_dim = s->head_dim,
+                                                .fixed = s->n_audio };
+    m->n_embd = s->n_embd;
+    m->n_ff = s->n_ff;
+    m->n_heads = s->n_heads;
+    m->n_vocab = s->n_vocab;
+    return shape_weights(s, type, head, &m->n_params, &m->weights, err);
+}
+
+void context_opened(ContextModel *m, const DibitModelInfo *info) {
+    *m = (ContextModel){ .name = info->name, .source = "a file", .n_parts = 1 };
+    m->n_ctx_train = info->n_ctx_train;
+    m->parts[0] = (ContextPart){ .n_layers = info->n_layers,
+                                 .n_kv_heads = info->n_kv_heads,
+                                 .head_dim = info->head_dim,
+                                 .causal = true };
+    m->n_embd = info->n_embd;
+    m->n_ff = info->n_ff;
+    m->n_heads = info->n_heads;
+    m->n_vocab = info->n_vocab;
+    m->n_params = info->n_params;
+    m->weights = info->weight_bytes;
+}
+
+/* ---- bytes ---- */
+
+int context_types(const char *text, size_t n, int types[2], DibitError *err) {
+    const char *slash = memchr(text, '/', n), *part[2] = { text, slash ? slash + 1 : text };
+    size_t len[2] = { slash ? (size_t)(slash - text) : n,
+                      slash ? n - (size_t)(slash - text) - 1 : n };
+    for (int side = 0; side < 2; side++) {
+        char name[8] = "";
+        if (len[side] < sizeof name) memcpy(name, part[side], len[side]);
+        types[side] = kv_type_by_name(name);
+        if (types[side] < 0)
+            return fail(err, DIBIT_E_ARGUMENT,
+                        "cache type \"%.*s\" is unknown; known are f16, q8, q4, k3 and k2",
+                        (int)MIN(len[side], 40), part[side]);
+    }
+    return 0;
+}
+
+static CacheShape cache_shape(const ContextPart *p, const ContextOptions *o, const int types[2],
+                              int n_ctx) {
+    int n = p->fixed ? p->fixed : p->window ? MIN(p->window, n_ctx) : n_ctx;
+    return (CacheShape){ .n_layers = p->n_layers,
+                         .n_kv_heads = p->n_kv_heads,
+                         .head_dim = p->head_dim,
+                         .n_ctx = n,
+                         .type_k = types[0],
+                         .type_v = types[1],
+                         .sinks = p->causal ? o->sinks : 0,
+                         .window = p->causal ? o->window : 0 };
+}
+
+bool context_kv_bytes(const ContextModel *m, const ContextOptions *o, const int types[2], int n_ctx,
+                      size_t *n_bytes) {
+    size_t total = 0, n;
+    for (int i = 0; i < m->n_parts; i++) {
+        CacheShape s = cache_shape(&m->parts[i], o, types, n_ctx);
+        if (!cache_bytes(&s, &n) || !size_add(total, n, &total)) return false;
+    }
+    *n_bytes = total;
+    return true;
+}
+
+enum { BATCH = 256 }; /* tokens of a prefill pass, as in a session that asks for nothing else */
+
+/* What a cache has besides rows. It does not depend on the number of positions or layers. */
+static bool cache_rest(const ContextModel *m, const ContextOptions *o, const int types[2],
+                       int n_batch, size_t *n_bytes) {
+    Cache c;
+    CacheShape s = cache_shape(&m->parts[0], o, types, 1);
+    s.n_layers = 1;
+    s.n_batch = n_batch;
+    if (cache_create(&c, &s, NULL, NULL) != 0) return false;
+    *n_bytes = c.scratch_bytes;
+    cache_free(&c);
+    return true;
+}
+
+static bool session_scratch(const ContextModel *m, const ContextOptions *o, int n_ctx,
+                            size_t *n_bytes) {
+    const ContextPart *p = &m->parts[0];
+    Model model = { .tied = false };
+    Hparams *h = &model.hp;
+    *h = (Hparams){ .n_vocab = m->n_vocab,
+                    .n_embd = m->n_embd,
+                    .n_layers = p->n_layers,
+                    .n_heads = m->n_heads,
+                    .n_kv_heads = p->n_kv_heads,
+                    .head_dim = p->head_dim,
+                    .n_ff = m->n_ff,
+                    .n_rot = m->learned ? 0 : p->head_dim };
+    int n_batch = MIN(BATCH, n_ctx),
+        widest = MAX(MAX(m->n_embd, m->n_ff), m->n_heads * p->head_dim);
+    size_t total, n, tokens, candidates;
+    return scratch_size(&model, n_batch, n_ctx, &total) &&
+           ops_size(o->n_threads, n_batch, (size_t)widest, p->head_dim, m->n_heads, p->n_kv_heads,
+                    n_ctx, &n) &&
+           size_mul((size_t)n_ctx, sizeof(int32_t), &tokens) &&
+           size_mul((size_t)m->n_vocab, sizeof(Candidate), &candidates) &&
+           size_add(total, n, &total) && size_add(total, tokens, &total) &&
+           size_add(total, candidates, n_bytes);
+}
+
+bool context_scratch_bytes(const ContextModel *m, const ContextOptions *o, const int types[2],
+                           int n_ctx, size_t *n_bytes) {
+    size_t rest, n;
+    if (!cache_rest(m, o, types, MIN(BATCH, n_ctx), &rest) || !session_scratch(m, o, n_ctx, &n))
+        return false;
+    return size_add(n, rest, n_bytes);
+}
+
+/* ---- the search ---- */
+
+typedef struct Search {
+    const ContextModel *m;
+    const ContextOptions *o;
+    const int *types;
+    size_t limit; /* of the bytes below */
+    size_t fixed; /* weights, and rest of the cache where scratch counts */
+    bool scratch; /* counts too */
+} Search;
+
+static bool fits(const Search *s, int n_ctx) {
+    size_t total, n;
+    if (!context_kv_bytes(s->m, s->o, s->types, n_ctx, &total)) return false;
+    if (!size_add(total, s->fixed, &total)) return false;
+    if (s->scratch && (!session_scratch(s->m, s->o, n_ctx, &n) || !size_add(total, n, &total)))
+        return false;
+    return total <= s->limit;
+}
+
+/* The most positions that fit, 0 to CONTEXT_LIMIT. */
+static int most(const Search *s) {
+    int low = 0, high = CONTEXT_LIMIT;
+    while (low < high) {
+        int middle = low + (high - low + 1) / 2;
+        if (fits(s, middle))
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    return low;
+}
+
+static int search(const ContextModel *m, const ContextOptions *o, const int types[2], int *n,
+                  DibitError *err) {
+    static const int f16[2] = { KV_F16, KV_F16 };
+    Search s = { m, o, types, o->budget, 0, o->budget != 0 };
+    if (!o->budget) {
+        if (!context_kv_bytes(m, o, f16, o->base, &s.limit))
+            return fail(err, DIBIT_E_MEMORY, "f16 cannot have %d positions of %s", o->base,
+                        m->name);
+    } else if (!cache_rest(m, o, types, BATCH, &s.fixed) ||
+               !size_add(s.fixed, m->weights, &s.fixed)) {
+        return fail(err, DIBIT_E_MEMORY, "no memory to plan with");
+    }
+    *n = most(&s);
+    return 0;
+}
+
+/* ---- the plan ---- */
+
+/* The error of a shape that no cache can have, which cache_create() words best. */
+static int check_shape(const ContextModel *m, const ContextOptions *o, const int types[2],
+                       DibitError *err) {
+    size_t n;
+    if (context_kv_bytes(m, o, types, 1, &n)) return 0;
+    for (int i = 0; i < m->n_parts; i++) {
+        Cache c;
+        CacheShape s = cache_shape(&m->parts[i], o, types, 1);
+        int r = cache_create(&c, &s, NULL, err);
+        cache_free(&c);
+        if (r != 0) return r;
+    }
+    return fail(err, DIBIT_E_MEMORY, "the KV cache of %s is too large", m->name);
+}
+
+static size_t position_bytes(const ContextPart *p, const int types[2]) {
+    size_t rows = (size_t)p->n_layers * (size_t)p->n_kv_heads;
+    return rows *
+           (kv_type(types[0])->row_bytes(p->head_dim) + kv_type(types[1])->row_bytes(p->head_dim));
+}
+
+static void count_parts(const ContextModel *m, const ContextOptions *o, ContextRow *row) {
+    static const int f16[2] = { KV_F16, KV_F16 };
+    for (int i = 0; i < m->n_parts; i++) {
+        const ContextPart *p = &m->parts[i];
+        CacheShape s = cache_shape(p, o, row->types, 1);
+        size_t q8 = kv_type(KV_Q8)->row_bytes(p->head_dim), n = 0;
+        size_t heads = (size_t)p->n_layers * (size_t)p->n_kv_heads;
+        for (int side = 0; side < 2; side++)
+            if (kv_type(row->types[side])->bits) n += heads * q8;
+        row->sinks += n * (size_t)s.sinks;
+        row->window += n * (size_t)s.window;
+        if (p->fixed) {
+            if (cache_bytes(&s, &n)) row->fixed += n;
+        } else {
+            row->per_token += position_bytes(p, row->types);
+            row->f16_per_token += position_bytes(p, f16);
+        }
+    }
+}
+
+static bool bounded(const ContextModel *m) {
+    for (int i = 0; i < m->n_parts; i++)
+        if (!m->parts[i].fixed && !m->parts[i].window) return true;
+    return false;
+}
+
+int context_plan(const ContextModel *m, const ContextOptions *o, const int types[2],
+                 ContextRow *row, DibitError *err) {
+    static const int f16[2] = { KV_F16, KV_F16 };
+    assert(o->budget || o->base > 0);
+    *row = (ContextRow){ .types = { types[0], types[1] } };
+    int r = check_shape(m, o, types, err);
+    if (r == 0) r = search(m, o, f16, &row->base, err);
+    if (r == 0) r = search(m, o, types, &row->extended, err);
+    if (r != 0) return r;
+    if (row->extended == CONTEXT_LIMIT && !bounded(m)) {
+        row->unbounded = true;
+        row->extended = m->n_ctx_train;
+        row->base = MIN(row->base, m->n_ctx_train);
+    }
+    count_parts(m, o, row);
+    row->ratio = row->base ? (double)row->extended / row->base : 0;
+    if (row->extended == 0) return 0;
+    if (!context_kv_bytes(m, o, f16, row->extended, &row->kv_f16)) row->kv_f16 = SIZE_MAX;
+    if (!context_kv_bytes(m, o, types, row->extended, &row->kv) ||
+        !context_scratch_bytes(m, o, types, row->extended, &row->scratch))
+        return fail(err, DIBIT_E_MEMORY, "%d positions of %s are too large for this machine",
+                    row->extended, m->name);
+    return 0;
+}
