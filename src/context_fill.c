@@ -112,8 +112,15 @@ int context_fill(const ContextModel *m, const ContextOptions *o, const int types
                  DibitError *err) {
     const ContextPart *p = &m->parts[0];
     assert(m->n_parts == 1 && !p->window && !p->fixed);
-    CacheShape s = { p->n_layers, p->n_kv_heads, p->head_dim, n_ctx,     types[0],
-                     types[1],    NULL,          o->sinks,    o->window, BATCH };
+    CacheShape s = { .n_layers = p->n_layers,
+                     .n_kv_heads = p->n_kv_heads,
+                     .head_dim = p->head_dim,
+                     .n_ctx = n_ctx,
+                     .type_k = types[0],
+                     .type_v = types[1],
+                     .sinks = o->sinks,
+                     .window = o->window,
+                     .n_batch = BATCH };
     const DibitAllocator memory = { map_alloc, map_release, NULL };
     Filler f = { .seed = 1 };
     Cache c = { .n_past = 0 };

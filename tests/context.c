@@ -209,9 +209,14 @@ static void the_plan_is_what_the_cache_takes(void **state) {
             ContextOptions o = { 0, base, 4, 64, 1 };
             size_t budget, more;
             ContextRow r = planned(&m, &o, all_types[i][0], all_types[i][1]);
-            CacheShape s = {
-                2, 2, 64, r.extended, all_types[i][0], all_types[i][1], NULL, 4, 64, 0
-            };
+            CacheShape s = { .n_layers = 2,
+                             .n_kv_heads = 2,
+                             .head_dim = 64,
+                             .n_ctx = r.extended,
+                             .type_k = all_types[i][0],
+                             .type_v = all_types[i][1],
+                             .sinks = 4,
+                             .window = 64 };
             Cache c;
             assert_true(context_kv_bytes(&m, &o, all_types[0], base, &budget));
             assert_int_equal(cache_create(&c, &s, NULL, NULL), 0);
