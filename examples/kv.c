@@ -31,7 +31,7 @@ int main(void) {
     for (int i = 0; i < HEADS * DIM; i++) length += out[i] * out[i];
     DibitKvBytes bytes;
     dibit_kv_bytes(kv, &bytes);
-    printf("%d positions in %zu bytes, of f16 %d; length of the last output %.3f\n", N, bytes.rows,
+    printf("%d positions in %zu bytes, of f16 %d; length of the last output %.9g\n", N, bytes.rows,
            2 * 2 * KV_HEADS * DIM * N, (double)sqrtf(length));
     dibit_kv_free(&kv);
     return !(length > 0);

@@ -170,6 +170,9 @@ void pool_run(Pool *p, PoolFn *fn, void *arg, int n_items) {
     publish(p, gen, fn, arg, n_items);
     work(p, gen, 0);
     for (int spins = 0; atomic_load_explicit(&p->n_done, memory_order_acquire) < n_items; spins++)
-        spins % 256 == 255 ? (void)sched_yield() : (void)CPU_RELAX();
+        if (spins % 256 == 255)
+            sched_yield();
+        else
+            CPU_RELAX();
     pthread_mutex_unlock(&p->turn);
 }

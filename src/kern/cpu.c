@@ -85,10 +85,12 @@ void kern_init(Kern *k, unsigned mask) {
     if (isa & DIBIT_ISA_NEON) {
         kern_neon(k);
         kern_float_neon(k);
+        kern_kv_neon(k);
         kern_trellis_neon(k);
     }
     if (isa & DIBIT_ISA_NEONDOT) {
         kern_neondot(k);
+        kern_kv_neondot(k);
         kern_trellis_neondot(k);
     }
 #endif

@@ -256,4 +256,5 @@ void kern_kv_scalar(Kern *k);
 void kern_kv_avx2(Kern *k);
 void kern_kv_avx512bitalg(Kern *k);
 void kern_kv_neon(Kern *k);
+void kern_kv_neondot(Kern *k);
 #endif
