@@ -13,6 +13,7 @@ typedef struct Report {
     CliProgress progress;
     bool json, dry_run;
     json_t *tensors;
+    double seconds;
     struct {
         const char *text;
         char first[80]; /* tensor */
@@ -85,15 +86,18 @@ static void print_notes(const Report *r) {
 static int print_result(Report *r, const char *out, const QuantizeResult *q) {
     if (r->json)
         return cli_print_json(
-            json_pack("{s:I,s:I,s:I,s:f,s:f,s:b,s:o}", "weights", (json_int_t)q->n_weights,
+            json_pack("{s:I,s:I,s:I,s:f,s:f,s:f,s:b,s:o}", "weights", (json_int_t)q->n_weights,
                       "tensor_bytes", (json_int_t)q->tensor_bytes, "file_bytes",
                       (json_int_t)q->file_bytes, "bits", q->bits, "bits_blocks", q->bits_blocks,
-                      "dry_run", r->dry_run, "tensors", r->tensors),
+                      "seconds", r->seconds, "dry_run", r->dry_run, "tensors", r->tensors),
             true);
     fprintf(r->dry_run ? stdout : stderr,
             "%s%s%llu weights, %llu bytes; %.3f bits all-in, %.3f without embedding and output\n",
             r->dry_run ? "" : out, r->dry_run ? "" : ": ", (unsigned long long)q->n_weights,
             (unsigned long long)q->file_bytes, q->bits, q->bits_blocks);
+    if (!r->dry_run && r->seconds > 0)
+        fprintf(stderr, "%.1f s, %.2f million weights a second\n", r->seconds,
+                (double)q->n_weights / r->seconds / 1e6);
     return 0;
 }
 
@@ -115,7 +119,9 @@ static int run(const char *in, const char *out, QuantizeOptions *opt, Report *re
     opt->progress = show;
     opt->user = report;
     cli_catch_interrupt(NULL);
+    uint64_t start = clock_ns();
     int r = quantize_file(in, out, opt, &result, &err);
+    report->seconds = (double)(clock_ns() - start) / 1e9;
     cli_progress_clear(&report->progress);
     if (r == 0) print_notes(report);
     int code = r ? cli_fail(&err) : print_result(report, out, &result);
@@ -127,21 +133,26 @@ int cmd_quantize(int argc, char **argv) {
     const char *in = NULL, *out = NULL;
     CliTexts rules = { .n = 0 };
     QuantizeOptions opt = { 0 };
+    int seed = 0;
     Report report = { .json = false };
     const CliOption options[] = {
         { "model", "m", CLI_FILE, &in, "FILE", "GGUF file to read (the first of its shards)", 0, 0,
           NULL },
         { "output", "o", CLI_FILE, &out, "FILE", "GGUF file to write", 0, 0, NULL },
         { "type", NULL, CLI_CHOICE, &opt.type, "TYPE", "type of the layers' matrices", 0, 0,
-          "s2 s3 q4 q8 f16 bf16 f32" },
+          "t2 t3 s2 s3 q4 q8 f16 bf16 f32" },
         { "tensor-type", NULL, CLI_TEXTS, &rules, "REGEX=TYPE",
           "type of the matrices whose name the expression finds; the last match wins", 0, 0, NULL },
         { "embedding-type", NULL, CLI_CHOICE, &opt.embedding_type, "TYPE",
           "type of the embedding and the output matrix (default: q8, or TYPE where that is wider)",
-          0, 0, "s2 s3 q4 q8 f16 bf16 f32" },
+          0, 0, "t2 t3 s2 s3 q4 q8 f16 bf16 f32" },
         { "calibration", NULL, CLI_FILE, &opt.calibration, "FILE",
           "made by `dibit calibrate weights` from the same model, or a GGUF imatrix: less is lost",
           0, 0, NULL },
+        { "effort", NULL, CLI_INT, &opt.effort, "N",
+          "for t2 and t3: 1 quick search, 2 the best codes (default)", 1, 2, NULL },
+        { "seed", NULL, CLI_INT, &seed, "N", "of the rotation of t2 and t3 (default 0)", 0,
+          INT32_MAX, NULL },
         CLI_THREADS_ROW(&opt.n_threads),
         { "no-mmap", NULL, CLI_FLAG, &opt.no_mmap, NULL, "read the file instead of mapping it", 0,
           0, NULL },
@@ -153,15 +164,16 @@ int cmd_quantize(int argc, char **argv) {
     const CliCommand cmd = {
         "quantize",
         "-m IN -o OUT --type TYPE [options]",
-        "Writes a model with its matrices in fewer bits. Vectors and norms stay f32. s2 and s3 "
+        "Writes a model with its matrices in fewer bits. Vectors and norms stay f32. t2 and t3 "
         "are\n"
-        "dibit's own types of 2.25 and 3.25 bits; q4 and q8 are what other programs call Q4_0 and\n"
-        "Q8_0. Start from f16 or bf16: a file that was quantized before loses quality twice.",
+        "dibit's own types of 2.0 and 3.0 bits, s2 and s3 of 2.25 and 3.25 bits, which are made\n"
+        "faster; q4 and q8 are what other programs call Q4_0 and Q8_0. Start from f16 or bf16: a\n"
+        "file that was quantized before loses quality twice.",
         options,
         NULL,
         0,
         0,
-        "  dibit quantize -m model-bf16.gguf -o model-s3.gguf --type s3\n"
+        "  dibit quantize -m model-bf16.gguf -o model-t3.gguf --type t3\n"
         "  dibit quantize -m model-bf16.gguf -o mixed.gguf --type s2 --tensor-type 'ffn_down=s3'\n"
         "  dibit quantize -m model-bf16.gguf --type s2 --dry-run"
     };
@@ -178,6 +190,7 @@ int cmd_quantize(int argc, char **argv) {
         opt.n_rules = i + 1;
     }
     opt.rules = list;
+    opt.seed = (uint32_t)seed;
     if (code == 0) code = run(in, out, &opt, &report);
     for (int i = 0; i < opt.n_rules; i++) free(texts[i]);
     return code;

@@ -16,6 +16,8 @@
 #include "codec.h"
 #include "feedback.h"
 #include "gguf.h"
+#include "kern/kern.h"
+#include "trellis23.h"
 
 typedef struct Plan { /* of one tensor */
     const GgufTensor *from;
@@ -59,6 +61,7 @@ typedef struct Job {
     Part *parts;
     float *whole;      /* (rows, cols) of the matrix, where it is coded at once */
     float *importance; /* (cols) or NULL */
+    Kern kern;
 } Job;
 
 typedef struct Error { /* of one tensor */
@@ -71,11 +74,13 @@ static int find_type(const TypeInfo **out, const char *name, DibitError *err) {
     *out = type_by_name(name);
     if (!*out)
         return fail(err, DIBIT_E_ARGUMENT,
-                    "unknown tensor type \"%.40s\"; known are s2, s3, q4, q8, f16, bf16, f32",
+                    "unknown tensor type \"%.40s\"; known are t2, t3, s2, s3, q4, q8, f16, bf16, "
+                    "f32",
                     name ? name : "");
-    if (!(*out)->encode)
+    if (!(*out)->encode && !trellis_bits((*out)->id))
         return fail(err, DIBIT_E_UNSUPPORTED,
-                    "type %s can be read but not written; choose s2, s3, q4, q8, f16, bf16 or f32",
+                    "type %s can be read but not written; choose t2, t3, s2, s3, q4, q8, f16, bf16 "
+                    "or f32",
                     (*out)->name);
     return 0;
 }
@@ -147,7 +152,8 @@ static int plan_tensor(Job *j, Plan *p, DibitError *err) {
         return fail(err, DIBIT_E_FORMAT, "%s: its dimensions are too large", t->name);
     p->n_weights = (uint64_t)p->rows * p->cols;
     p->to = choose_type(j, p);
-    if (p->to->block_bytes && p->cols % (size_t)p->to->block_len) {
+    bool whole_blocks = p->to->block_bytes || trellis_bits(p->to->id);
+    if (whole_blocks && p->cols % (size_t)p->to->block_len) {
         p->note = "columns are no multiple of 32: f16 instead";
         p->to = type_info(T_F16);
     } else if (!is_wide(p->type) && p->type != p->to) {
@@ -235,6 +241,7 @@ static int put_metadata(Job *j, DibitError *err) {
     gguf_put_u32(j->w, "general.file_type", file_type(j->type));
     gguf_put_string(j->w, "dibit.version", DIBIT_VERSION, strlen(DIBIT_VERSION));
     gguf_put_string(j->w, "dibit.quantize.type", type, strlen(type));
+    gguf_put_u32(j->w, "dibit.quantize.seed", j->opt->seed);
     gguf_put_string(j->w, "dibit.quantize.embedding_type", embedding, strlen(embedding));
     for (int i = 0; i < j->n; i++) {
         const Plan *p = &j->plans[i];
@@ -368,7 +375,7 @@ static int convert_chunks(Job *j, const Plan *p, Error *e, DibitError *err) {
     return gguf_write(j->w, j->scales, (p->rows + S_ROWS - 1) / S_ROWS * S_ROWS * 2, err);
 }
 
-/* ---- converting with a calibration: the matrix at once ---- */
+/* ---- converting a matrix at once: t2 and t3, or with a calibration ---- */
 
 static void load_block(void *arg, int item, int thread) {
     (void)thread;
@@ -389,7 +396,10 @@ static void measure_block(void *arg, int item, int thread) {
     size_t r0 = (size_t)item * BLOCK;
     float *decoded = j->src + (size_t)thread * j->src_size;
     for (size_t r = r0; r < MIN(p->rows, r0 + BLOCK); r++) {
-        p->to->decode(decoded, j->out, p->rows, p->cols, r);
+        if (trellis_bits(p->to->id)) /* `whole` is rotated; squares sum up to the same */
+            trellis_decode(p->to->id, decoded, j->out, p->rows, p->cols, r);
+        else
+            p->to->decode(decoded, j->out, p->rows, p->cols, r);
         add_error(&j->parts[item], j->whole + r * p->cols, decoded, p->cols);
     }
 }
@@ -407,9 +417,15 @@ static int convert_whole(Job *j, const Plan *p, const CalibrationInput *in, Erro
     double error = 0, energy = 0;
     pool_run(j->pool, load_block, j, n_blocks);
     int r = add_parts(j, p, n_blocks, &error, &energy, err);
-    if (r == 0) r = make_feedback(j, p, in, err);
-    if (r == 0)
-        r = feedback_encode(&j->feedback, j->out, j->whole, p->rows, j->pool, &e->loss, err);
+    if (r == 0 && in->triangle && feedback_can(p->to)) {
+        r = make_feedback(j, p, in, err);
+        if (r == 0)
+            r = feedback_encode(&j->feedback, j->out, j->whole, p->rows, j->pool, &e->loss, err);
+    } else if (r == 0) {
+        int effort = j->opt->effort ? j->opt->effort : 2;
+        r = trellis_encode(p->to->id, j->out, j->whole, p->rows, p->cols, j->opt->seed, effort,
+                           &j->kern, j->pool, err);
+    }
     if (r != 0) return r;
     pool_run(j->pool, measure_block, j, n_blocks);
     r = add_parts(j, p, n_blocks, &error, &energy, err);
@@ -439,7 +455,8 @@ static int convert(Job *j, const Plan *p, Error *e, DibitError *err) {
     int r = 0;
     if (j->calibration.file && p->from->n_dims >= 2)
         r = calibration_find(&j->calibration, p->from->name, p->cols, &in, err);
-    bool whole = in.triangle && feedback_can(p->to) && p->type != p->to;
+    bool whole = (in.triangle && feedback_can(p->to)) || trellis_bits(p->to->id);
+    whole &= p->type != p->to;
     if (r == 0) r = alloc_tensor(j, p, whole, err);
     if (r == 0 && !whole) r = make_importance(j, p, &in, err);
     if (r == 0) r = whole ? convert_whole(j, p, &in, e, err) : convert_chunks(j, p, e, err);
@@ -522,6 +539,7 @@ static int run(Job *j, const char *in_path, const char *out_path, DibitError *er
     if (r != 0) return r;
     j->result.file_bytes = gguf_writer_size(j->w);
     if (j->opt->dry_run) return convert_all(j, err);
+    kern_init(&j->kern, isa_detect());
     r = pool_create(&j->pool, j->opt->n_threads, NULL, err);
     if (r == 0) r = gguf_begin(j->w, out_path, err);
     if (r == 0) r = convert_all(j, err);

@@ -11,11 +11,13 @@ typedef struct QuantizeRule {
 } QuantizeRule;
 
 typedef struct QuantizeOptions {
-    const char *type;           /* of the block matrices: "s2", "s3", "q4", "q8", "f16", ... */
+    const char *type;           /* of the block matrices: "t2", "s2", "q4", "q8", "f16", ... */
     const char *embedding_type; /* of token_embd and output; NULL: "q8", or the type itself when it
                                    is wider */
     const QuantizeRule *rules;  /* the last match wins */
     int n_rules;                /* a rule that matches nothing is an error */
+    int effort;                 /* of the search for t2 and t3: 1 fast, 2 exact; 0: 2 */
+    uint32_t seed;              /* of the rotation of t2 and t3 */
     int n_threads;              /* 0: all */
     const char *calibration;    /* file of calibrate_weights() or an imatrix; NULL: none */
     bool dry_run;               /* plan and count only */

@@ -60,4 +60,9 @@ void trellis_encode_quad(TrellisEncoder *e, size_t q, const float (*target)[4],
 /* All quads of w (rows, cols) in the rotated basis, without feedback. */
 void trellis_encode_all(TrellisEncoder *e, const float *w);
 void trellis_encoder_free(TrellisEncoder **e);
+
+/* Encodes w (rows, cols), finite, without feedback: each row at its own scale, which is fitted to
+ * the codes in the end. w is left rotated. */
+int trellis_encode(int type, uint8_t *tensor, float *w, size_t rows, size_t cols, uint32_t seed,
+                   int effort, const struct Kern *kern, Pool *pool, DibitError *err);
 #endif

@@ -250,3 +250,65 @@ void trellis_encoder_free(TrellisEncoder **e) {
     mem_free(NULL, *e);
     *e = NULL;
 }
+
+/* ---- a matrix at once ---- */
+
+typedef struct RowsJob {
+    int type;
+    const uint8_t *tensor;
+    float *w, *d, *decoded; /* decoded: (cols) per thread */
+    size_t rows, cols;
+    uint32_t seed;
+    const Kern *kern;
+} RowsJob;
+
+/* Rotates a row and gives it a scale. */
+static void prepare_row(void *arg, int item, int thread) {
+    const RowsJob *j = arg;
+    float *row = j->w + (size_t)item * j->cols, *x = j->decoded + (size_t)thread * j->cols;
+    double sum = 0;
+    memcpy(x, row, j->cols * sizeof *x);
+    j->kern->rotate(row, x, (int)j->cols, j->seed);
+    for (size_t i = 0; i < j->cols; i++) sum += (double)row[i] * row[i];
+    j->d[item] = trellis_scale(j->type, sqrt(sum / (double)j->cols));
+}
+
+/* The scale with the least squared error for the codes that the row has got. */
+static void refit_row(void *arg, int item, int thread) {
+    const RowsJob *j = arg;
+    const float *row = j->w + (size_t)item * j->cols;
+    float *q = j->decoded + (size_t)thread * j->cols;
+    double wq = 0, qq = 0;
+    trellis_decode(j->type, q, j->tensor, j->rows, j->cols, (size_t)item);
+    for (size_t i = 0; i < j->cols; i++) {
+        wq += (double)row[i] * q[i];
+        qq += (double)q[i] * q[i];
+    }
+    if (qq > 0) j->d[item] = (float)(j->d[item] * (wq / qq));
+}
+
+int trellis_encode(int type, uint8_t *tensor, float *w, size_t rows, size_t cols, uint32_t seed,
+                   int effort, const struct Kern *kern, Pool *pool, DibitError *err) {
+    TrellisEncoder *e = NULL;
+    RowsJob j = { type, tensor, w, NULL, NULL, rows, cols, seed, kern };
+    int r = 0;
+    j.d = mem_alloc(NULL, rows * sizeof *j.d);
+    j.decoded = mem_alloc(NULL, (size_t)pool_size(pool) * cols * sizeof *j.decoded);
+    if (!j.d || !j.decoded)
+        r = fail(err, DIBIT_E_MEMORY, "no memory to encode a %zu x %zu matrix", rows, cols);
+    if (r == 0) {
+        pool_run(pool, prepare_row, &j, (int)rows);
+        r = trellis_encoder_create(&e, type, tensor, rows, cols, seed, j.d, effort, kern, pool,
+                                   err);
+    }
+    if (r == 0) {
+        trellis_encode_all(e, w);
+        for (size_t i = 0; i < rows; i++) j.d[i] = e->d[i]; /* as stored: what refit_row reads */
+        pool_run(pool, refit_row, &j, (int)rows);
+        trellis_put_scales(type, tensor, rows, cols, j.d);
+    }
+    trellis_encoder_free(&e);
+    mem_free(NULL, j.d);
+    mem_free(NULL, j.decoded);
+    return r;
+}
