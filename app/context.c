@@ -168,9 +168,9 @@ static int fill(const Report *r, const int types[2], int n_ctx, ContextFill *out
  * promised one, or less where pages and what is beside the rows cost a little more. */
 static int find_fit(const Report *r, Row *row) {
     ContextFill f = row->fill;
-    for (int i = 0; i < 4 && f.system > r->f16.system; i++) {
-        double share = (double)r->f16.system / (double)f.system;
-        int n = (int)((double)f.n_ctx * share) - (i ? 16 << i : 0);
+    while (f.system > r->f16.system) {
+        size_t excess = (f.system - r->f16.system) / row->plan.per_token + 16; /* positions */
+        int n = f.n_ctx - (int)MIN(excess, (size_t)f.n_ctx);
         if (n < 1) return 0;
         int code = fill(r, row->plan.types, n, &f);
         if (code != 0) return code;
