@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "dense.h"
+#include "trellis23.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAVE_WIDE  1
@@ -18,12 +19,12 @@
 #endif
 #define INLINE static inline __attribute__((always_inline))
 
-enum { PANEL = 32, LANES = 16, ROWS = 16 };
+enum { PANEL = 32, LANES = 16, ROWS = 16, QUAD = 4 };
 #define DAMPING 0.01 /* of the mean of H's diagonal */
 typedef float Vec __attribute__((vector_size(32), aligned(4), may_alias));
 
 bool feedback_can(const TypeInfo *type) {
-    return type->id == T_S2 || type->id == T_S3 || type->id == T_Q4_0;
+    return type->id == T_S2 || type->id == T_S3 || type->id == T_Q4_0 || trellis_bits(type->id);
 }
 
 /* ---- the factor ---- */
@@ -46,6 +47,11 @@ static int by_power(const void *a, const void *b) { /* falling; then as in the f
 /* Groups with the strongest inputs first, and inside a group the same: what they lose is then taken
  * up by the most columns. */
 static int make_order(Feedback *f, const float *triangle, DibitError *err) {
+    if (trellis_bits(f->type->id)) { /* quads one after another */
+        for (size_t i = 0; i < f->n; i++)
+            f->order[i] = (uint32_t)(i % QUAD * (f->n / QUAD) + i / QUAD);
+        return 0;
+    }
     size_t n_panels = (f->n + PANEL - 1) / PANEL, k = 0;
     Ranked *r = mem_calloc(NULL, n_panels, sizeof *r);
     if (!r) return fail(err, DIBIT_E_MEMORY, "no memory for the order of columns");
@@ -69,17 +75,45 @@ static int make_order(Feedback *f, const float *triangle, DibitError *err) {
     return 0;
 }
 
+/* H as a dense matrix, in the basis of the type. */
+typedef struct Basis {
+    const Feedback *f;
+    float *h;
+} Basis;
+
+static void rotate_row(void *arg, int item, int thread) {
+    (void)thread;
+    const Basis *b = arg;
+    trellis_rotate(b->h + (size_t)item * b->f->n, b->f->n, b->f->seed, false);
+}
+
+static void load_dense(const Feedback *f, float *h, const float *triangle, Pool *pool) {
+    Basis b = { f, h };
+    size_t n = f->n;
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < n; j++) h[i * n + j] = at(triangle, i, j);
+    if (!trellis_bits(f->type->id)) return;
+    pool_run(pool, rotate_row, &b, (int)n); /* H S^T, which is transposed to S H */
+    for (size_t i = 0; i < n; i++)
+        for (size_t j = 0; j < i; j++) {
+            float v = h[i * n + j];
+            h[i * n + j] = h[j * n + i];
+            h[j * n + i] = v;
+        }
+    pool_run(pool, rotate_row, &b, (int)n);
+}
+
 /* The lower Cholesky factor of H with rows and columns in reverse, turned around, is U. */
-static int factor(Feedback *f, const float *triangle, Pool *pool, DibitError *err) {
+static int factor(Feedback *f, const float *h, Pool *pool, DibitError *err) {
     double mean = 0, damping = DAMPING;
     size_t n = f->n;
-    for (size_t i = 0; i < n; i++) mean += (double)at(triangle, i, i) / (double)n;
+    for (size_t i = 0; i < n; i++) mean += (double)h[i * n + i] / (double)n;
     if (!(mean > 0)) mean = 1; /* an input that is always zero: any code will do */
     for (int tries = 0; tries < 8; tries++, damping *= 4) {
         bool ok;
         for (size_t i = 0; i < n; i++)
             for (size_t j = 0; j <= i; j++) {
-                float v = at(triangle, f->order[n - 1 - i], f->order[n - 1 - j]);
+                float v = h[f->order[n - 1 - i] * n + f->order[n - 1 - j]];
                 f->u[i * n + j] = (float)((double)v / mean + (i == j ? damping : 0));
             }
         int r = dense_cholesky(f->u, n, pool, &ok, err);
@@ -95,17 +129,21 @@ static int factor(Feedback *f, const float *triangle, Pool *pool, DibitError *er
     return fail(err, DIBIT_E_NUMERIC, "correlations of the calibration are not positive");
 }
 
-int feedback_create(Feedback *f, const TypeInfo *type, const float *triangle, size_t n, Pool *pool,
-                    DibitError *err) {
+int feedback_create(Feedback *f, const TypeInfo *type, uint32_t seed, const float *triangle,
+                    size_t n, Pool *pool, DibitError *err) {
     size_t n_bytes;
-    *f = (Feedback){ .type = type, .n = n };
+    *f = (Feedback){ .type = type, .seed = seed, .n = n };
     bool ok = size_mul(n, n, &n_bytes) && size_mul(n_bytes, sizeof(float), &n_bytes);
+    float *h = ok ? mem_alloc(NULL, n_bytes) : NULL;
     f->order = mem_alloc(NULL, n * sizeof *f->order);
     f->u = ok ? mem_alloc(NULL, n_bytes) : NULL;
-    if (!f->order || !f->u)
-        return fail(err, DIBIT_E_MEMORY, "no memory for the correlations of %zu inputs", n);
-    int r = make_order(f, triangle, err);
-    return r ? r : factor(f, triangle, pool, err);
+    int r = h && f->order && f->u
+                ? make_order(f, triangle, err)
+                : fail(err, DIBIT_E_MEMORY, "no memory for the correlations of %zu inputs", n);
+    if (r == 0) load_dense(f, h, triangle, pool);
+    if (r == 0) r = factor(f, h, pool, err);
+    mem_free(NULL, h);
+    return r;
 }
 
 void feedback_free(Feedback *f) {
@@ -239,6 +277,8 @@ typedef struct Encode {
     float *x;     /* (rows, PANEL) what earlier panels lost, then the targets */
     float *e;     /* (rows, n) errors in the order of coding */
     float *scale; /* (rows) */
+    TrellisEncoder *encoder;
+    float (*target)[QUAD], (*decoded)[QUAD]; /* (rows) */
 } Encode;
 
 static void load_panel(Encode *c) {
@@ -283,15 +323,44 @@ static void code_rows(void *arg, int item, int thread) {
     }
 }
 
-/* Row scales of s2 and s3, rounded to f16. */
+/* Row scales of s2, s3, t2 and t3, rounded to f16. */
 static void first_scales(Encode *c) {
-    float factor = (c->f->type->id == T_S3 ? 0.55f : 0.95f) / 11.5f;
+    int id = c->f->type->id;
+    float factor = (id == T_S3 ? 0.55f : 0.95f) / 11.5f;
     for (size_t r = 0; r < c->rows; r++) {
+        const float *w = c->w + r * c->f->n;
         double sum = 0;
-        for (size_t i = 0; i < c->f->n; i++)
-            sum += (double)c->w[r * c->f->n + i] * c->w[r * c->f->n + i];
-        float d = (float)sqrt(sum / (double)c->f->n) * factor;
+        for (size_t i = 0; i < c->f->n; i++) sum += (double)w[i] * w[i];
+        double rms = sqrt(sum / (double)c->f->n);
+        float d = trellis_bits(id) ? trellis_scale(id, rms) : (float)rms * factor;
         c->scale[r] = f16_to_f32(f32_to_f16(MIN(d, 65504.0f)));
+    }
+}
+
+/* The quads of a panel of t2 or t3, all rows at once. */
+static void code_quads(Encode *c) {
+    const Feedback *f = c->f;
+    const Panel *p = &c->panel;
+    for (size_t j0 = 0; j0 < p->n; j0 += QUAD) {
+        const uint32_t *order = f->order + c->first + j0;
+        for (size_t r = 0; r < c->rows; r++) { /* y U_qq = x, then w + y */
+            float y[QUAD], *x = c->x + r * PANEL + j0;
+            for (size_t i = 0; i < QUAD; i++) {
+                float s = x[i];
+                for (size_t k = 0; k < i; k++) s -= y[k] * p->u[j0 + k][j0 + i];
+                y[i] = s * p->inv[j0 + i];
+                c->target[r][i] = c->w[r * f->n + order[i]] + y[i];
+            }
+        }
+        trellis_encode_quad(c->encoder, (c->first + j0) / QUAD, (const float(*)[4])c->target,
+                            c->decoded);
+        for (size_t r = 0; r < c->rows; r++) {
+            float *e = c->e + r * f->n + c->first + j0, *x = c->x + r * PANEL;
+            for (size_t i = 0; i < QUAD; i++) {
+                e[i] = c->w[r * f->n + order[i]] - c->decoded[r][i];
+                for (size_t k = j0 + QUAD; k < p->n; k++) x[k] += e[i] * p->u[j0 + i][k];
+            }
+        }
     }
 }
 
@@ -310,7 +379,10 @@ static int code_panels(Encode *c, Pool *pool, DibitError *err) {
                            .scale = 1 };
         int r = dense_multiply(&p, pool, err);
         if (r != 0) return r;
-        pool_run(pool, code_rows, c, (int)((c->rows + ROWS - 1) / ROWS));
+        if (c->encoder)
+            code_quads(c);
+        else
+            pool_run(pool, code_rows, c, (int)((c->rows + ROWS - 1) / ROWS));
     }
     return 0;
 }
@@ -330,47 +402,83 @@ static int times_u(const Feedback *f, float *dst, const float *a, size_t rows, P
     return dense_multiply(&p, pool, err);
 }
 
-/* Row scales for the least error of the outputs, the codes being what they are: with a = W U and
- * b = Q U the best factor is (a b) / (b b). */
+static void put_scales(const Encode *c) {
+    int id = c->f->type->id;
+    if (trellis_bits(id)) {
+        trellis_put_scales(id, c->tensor, c->rows, c->f->n, c->scale);
+        return;
+    }
+    uint8_t *dst = (uint8_t *)(uintptr_t)s_row_scales(id, c->tensor, c->rows, c->f->n);
+    for (size_t r = 0; r < c->rows; r++) {
+        uint16_t h = f32_to_f16(c->scale[r]);
+        memcpy(dst + 2 * r, &h, 2);
+    }
+}
+
+/* One row: a = W U, e = E U, so Q U = a - e. The best factor of its scale is (a q) / (q q). */
+static void refit_row(Encode *c, size_t r, const float *a, const float *e, double *total,
+                      double *energy) {
+    double aa = 0, ae = 0, ee = 0, factor = 1;
+    for (size_t j = 0; j < c->f->n; j++) {
+        aa += (double)a[j] * a[j];
+        ae += (double)a[j] * e[j];
+        ee += (double)e[j] * e[j];
+    }
+    double aq = aa - ae, qq = aa - 2 * ae + ee;
+    if (c->f->type->block_bytes == 0 && c->scale[r] > 0 && qq > 0) {
+        float d = f16_to_f32(f32_to_f16((float)MIN(c->scale[r] * (aq / qq), 65504.0)));
+        factor = (double)d / (double)c->scale[r];
+        c->scale[r] = d;
+    }
+    *total += aa - 2 * factor * aq + factor * factor * qq;
+    *energy += aa;
+}
+
+/* Row scales for the least error of the outputs, the codes being what they are. */
 static int refit(Encode *c, Pool *pool, double *loss, DibitError *err) {
     size_t n = c->f->n;
-    float *a = mem_alloc(NULL, c->rows * n * sizeof *a),
-          *b = mem_alloc(NULL, c->rows * n * sizeof *b);
+    double total = 0, energy = 0;
+    float *a = mem_alloc(NULL, c->rows * n * sizeof *a);
+    float *b = mem_alloc(NULL, c->rows * n * sizeof *b);
     int r = a && b ? 0 : fail(err, DIBIT_E_MEMORY, "no memory to fit row scales");
     for (size_t i = 0; r == 0 && i < c->rows; i++)
         for (size_t j = 0; j < n; j++) b[i * n + j] = c->w[i * n + c->f->order[j]];
     if (r == 0) r = times_u(c->f, a, b, c->rows, pool, err);
     if (r == 0) r = times_u(c->f, b, c->e, c->rows, pool, err);
-    double total = 0, energy = 0;
-    bool scales = c->f->type->block_bytes == 0;
-    for (size_t i = 0; r == 0 && i < c->rows; i++) {
-        double aa = 0, ae = 0, ee = 0;
-        for (size_t j = 0; j < n; j++) {
-            double x = a[i * n + j], y = b[i * n + j];
-            aa += x * x;
-            ae += x * y;
-            ee += y * y;
-        }
-        /* q = w - e: (a q) = aa - ae, (q q) = aa - 2 ae + ee */
-        double qq = aa - 2 * ae + ee, factor = qq > 0 && scales ? (aa - ae) / qq : 1;
-        uint16_t h = f32_to_f16((float)MIN(c->scale[i] * factor, 65504.0));
-        if (scales) {
-            memcpy((uint8_t *)(uintptr_t)s_row_scales(c->f->type->id, c->tensor, c->rows, n) +
-                       2 * i,
-                   &h, 2);
-            if (c->scale[i] > 0) factor = (double)f16_to_f32(h) / c->scale[i];
-        }
-        total += aa - 2 * factor * (aa - ae) + factor * factor * qq;
-        energy += aa;
-    }
+    for (size_t i = 0; r == 0 && i < c->rows; i++)
+        refit_row(c, i, a + i * n, b + i * n, &total, &energy);
+    if (r == 0 && c->f->type->block_bytes == 0) put_scales(c);
     *loss = energy > 0 ? total / energy : 0;
     mem_free(NULL, a);
     mem_free(NULL, b);
     return r;
 }
 
-int feedback_encode(const Feedback *f, uint8_t *tensor, const float *w, size_t rows, Pool *pool,
-                    double *loss, DibitError *err) {
+typedef struct Rotate {
+    float *w;
+    const Feedback *f;
+} Rotate;
+
+static void rotate_weights(void *arg, int item, int thread) {
+    (void)thread;
+    const Rotate *j = arg;
+    trellis_rotate(j->w + (size_t)item * j->f->n, j->f->n, j->f->seed, false);
+}
+
+static int start_trellis(Encode *c, float *w, int effort, const Kern *kern, Pool *pool,
+                         DibitError *err) {
+    const Feedback *f = c->f;
+    c->target = mem_alloc(NULL, c->rows * sizeof *c->target);
+    c->decoded = mem_alloc(NULL, c->rows * sizeof *c->decoded);
+    if (!c->target || !c->decoded) return fail(err, DIBIT_E_MEMORY, "no memory for feedback");
+    pool_run(pool, rotate_weights, &(Rotate){ w, f }, (int)c->rows);
+    first_scales(c);
+    return trellis_encoder_create(&c->encoder, f->type->id, c->tensor, c->rows, f->n, f->seed,
+                                  c->scale, effort, kern, pool, err);
+}
+
+int feedback_encode(const Feedback *f, uint8_t *tensor, float *w, size_t rows, int effort,
+                    const Kern *kern, Pool *pool, double *loss, DibitError *err) {
     Encode c = { .f = f, .tensor = tensor, .w = w, .rows = rows };
     size_t n_bytes = 0;
     bool ok = type_bytes(f->type, rows, f->n, &n_bytes);
@@ -378,12 +486,16 @@ int feedback_encode(const Feedback *f, uint8_t *tensor, const float *w, size_t r
     c.e = mem_calloc(NULL, rows * f->n, sizeof *c.e);
     c.scale = mem_calloc(NULL, rows, sizeof *c.scale);
     int r = ok && c.x && c.e && c.scale ? 0 : fail(err, DIBIT_E_MEMORY, "no memory for feedback");
-    if (r == 0) {
-        memset(tensor, 0, n_bytes);
+    if (r == 0) memset(tensor, 0, n_bytes);
+    if (r == 0 && trellis_bits(f->type->id))
+        r = start_trellis(&c, w, effort, kern, pool, err);
+    else if (r == 0)
         first_scales(&c);
-        r = code_panels(&c, pool, err);
-    }
+    if (r == 0) r = code_panels(&c, pool, err);
     if (r == 0) r = refit(&c, pool, loss, err);
+    trellis_encoder_free(&c.encoder);
+    mem_free(NULL, c.target);
+    mem_free(NULL, c.decoded);
     mem_free(NULL, c.x);
     mem_free(NULL, c.e);
     mem_free(NULL, c.scale);

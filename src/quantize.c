@@ -50,6 +50,7 @@ typedef struct Job {
     int n_compiled;
     bool *used; /* rules that matched something */
     Calibration calibration;
+    Kern kern;
     Feedback feedback; /* the last one, which the next matrix may share */
     const float *feedback_of;
     QuantizeResult result;
@@ -61,7 +62,6 @@ typedef struct Job {
     Part *parts;
     float *whole;      /* (rows, cols) of the matrix, where it is coded at once */
     float *importance; /* (cols) or NULL */
-    Kern kern;
 } Job;
 
 typedef struct Error { /* of one tensor */
@@ -408,7 +408,7 @@ static int make_feedback(Job *j, const Plan *p, const CalibrationInput *in, Dibi
     if (j->feedback_of == in->triangle && j->feedback.type == p->to) return 0;
     feedback_free(&j->feedback);
     j->feedback_of = in->triangle;
-    return feedback_create(&j->feedback, p->to, in->triangle, p->cols, j->pool, err);
+    return feedback_create(&j->feedback, p->to, j->opt->seed, in->triangle, p->cols, j->pool, err);
 }
 
 static int convert_whole(Job *j, const Plan *p, const CalibrationInput *in, Error *e,
@@ -417,12 +417,13 @@ static int convert_whole(Job *j, const Plan *p, const CalibrationInput *in, Erro
     double error = 0, energy = 0;
     pool_run(j->pool, load_block, j, n_blocks);
     int r = add_parts(j, p, n_blocks, &error, &energy, err);
+    int effort = j->opt->effort ? j->opt->effort : 2;
     if (r == 0 && in->triangle && feedback_can(p->to)) {
         r = make_feedback(j, p, in, err);
         if (r == 0)
-            r = feedback_encode(&j->feedback, j->out, j->whole, p->rows, j->pool, &e->loss, err);
+            r = feedback_encode(&j->feedback, j->out, j->whole, p->rows, effort, &j->kern, j->pool,
+                                &e->loss, err);
     } else if (r == 0) {
-        int effort = j->opt->effort ? j->opt->effort : 2;
         r = trellis_encode(p->to->id, j->out, j->whole, p->rows, p->cols, j->opt->seed, effort,
                            &j->kern, j->pool, err);
     }
