@@ -78,6 +78,7 @@ static int calibrate(WeightsArgs *a) {
 }
 
 int cmd_calibrate(int argc, char **argv) {
+    if (argc > 1 && strcmp(argv[1], "kv") == 0) return calibrate_kv_command(argc, argv);
     WeightsArgs a = { .tokens = 131072 };
     CliTexts what = { .n = 0 };
     const CliOption options[] = {
@@ -101,10 +102,11 @@ int cmd_calibrate(int argc, char **argv) {
     };
     const CliCommand cmd = {
         "calibrate",
-        "weights -m MODEL -f TEXT -o FILE [options]",
+        "weights|kv -m MODEL -f TEXT -o FILE [options]",
         "Runs a text through a model and keeps the correlations of what its matrices get as input,"
         "\nfor `dibit quantize --calibration FILE`. The text should resemble what the model will "
-        "read.\nAn interrupted run goes on when it is started again.",
+        "read.\nAn interrupted run goes on when it is started again."
+        "\n`dibit calibrate kv --help` has what calibrates a KV cache.",
         options,
         &what,
         1,
@@ -114,7 +116,8 @@ int cmd_calibrate(int argc, char **argv) {
     int code;
     if (!cli_parse(&cmd, argc, argv, &code)) return code;
     if (strcmp(what.at[0], "weights") != 0)
-        return cli_misuse("calibrate", "\"%s\" cannot be calibrated; known is weights", what.at[0]);
+        return cli_misuse("calibrate", "\"%s\" cannot be calibrated; known are weights and kv",
+                          what.at[0]);
     if (!a.file) return cli_misuse("calibrate", "-f TEXT is missing");
     if (!a.out) return cli_misuse("calibrate", "-o FILE is missing");
     return calibrate(&a);

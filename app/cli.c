@@ -388,7 +388,8 @@ void cli_engine_options(const CliModel *m, DibitOptions *opt) {
     *opt = (DibitOptions){ .n_threads = m->n_threads,
                            .no_mmap = m->no_mmap,
                            .no_repack = m->no_repack,
-                           .isa_mask = isa_mask(m->isa) };
+                           .isa_mask = isa_mask(m->isa),
+                           .kv_calibration = m->kv_calibration };
     opt->logger.log = cli_log;
 }
 

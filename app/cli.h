@@ -75,7 +75,7 @@ typedef struct CliModel {
     const char *path;
     int n_threads;
     bool no_mmap, no_repack;
-    const char *isa;
+    const char *isa, *kv_calibration;
 } CliModel;
 #define CLI_MODEL_ROW(m)                                                                           \
     {                                                                                              \
@@ -90,6 +90,15 @@ typedef struct CliModel {
     { "json", NULL, CLI_FLAG, j, NULL, "print JSON", 0, 0, NULL }
 #define CLI_ENGINE_ROWS(m)                                                                         \
     CLI_THREADS_ROW(&(m)->n_threads),                                                              \
+        { "kv-calibration",                                                                        \
+          NULL,                                                                                    \
+          CLI_FILE,                                                                                \
+          &(m)->kv_calibration,                                                                    \
+          "FILE",                                                                                  \
+          "bases for a k2 or k3 cache, of `dibit calibrate kv`",                                   \
+          0,                                                                                       \
+          0,                                                                                       \
+          NULL },                                                                                  \
         { "no-mmap", NULL, CLI_FLAG, &(m)->no_mmap, NULL, "read the file instead of mapping it",   \
           0,         0,    NULL },                                                                 \
         { "no-repack", NULL,                                                                       \
@@ -183,8 +192,9 @@ typedef struct CliKv {
           NULL },                                                                                  \
     {                                                                                              \
         "kv-layers", NULL, CLI_TEXT, &(c)->layers, "LIST",                                         \
-            "types of single layers, counted from 0: \"0,1=q4;5-7=k3/k2\" (keys/values)", 0, 0,    \
-            NULL                                                                                   \
+            "types of single layers, counted from 0: \"0,1=q4;5-7=k3/k2\" (keys/values); auto: "   \
+            "as calibrated",                                                                       \
+            0, 0, NULL                                                                             \
     }
 #define CLI_KV_ROWS(c)                                                                             \
     { "cache-type-k", "ctk", CLI_CHOICE, &(c)->k, "TYPE", "type of the cache's keys", 0, 0,        \
@@ -192,6 +202,7 @@ typedef struct CliKv {
         { "cache-type-v", "ctv", CLI_CHOICE, &(c)->v, "TYPE", "type of the cache's values", 0, 0,  \
           CLI_KV_TYPES },                                                                          \
         CLI_KV_MORE_ROWS(c)
+int calibrate_kv_command(int argc, char **argv); /* `dibit calibrate kv` */
 /* Checks what the table cannot. Returns 0 or the exit code. */
 int cli_kv_check(const char *command, const CliKv *kv);
 /* "k3/k2, sinks 4, window 64, layers 0=q4" */

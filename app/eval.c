@@ -18,7 +18,7 @@ typedef struct Args {
 } Args;
 
 typedef struct Settings { /* of the KV cache, paired */
-    const char *k[MAX_SETTINGS], *v[MAX_SETTINGS];
+    const char *k[MAX_SETTINGS], *v[MAX_SETTINGS], *layers[MAX_SETTINGS];
     int n;
     char *text[2]; /* what the pointers point into */
 } Settings;
@@ -151,21 +151,22 @@ static void print_table(const Args *a, const EvalResult *r, int n, double second
 }
 
 /* Settings and progress of both kinds of evaluation. */
-static EvalOptions options_of(const Args *a, const Settings *s, Display *d) {
+static EvalOptions options_of(const Args *a, Settings *s, Display *d) {
     DibitSessionOptions so;
     cli_kv_options(&a->kv, &so);
+    for (int i = 0; i < s->n; i++) s->layers[i] = so.cache_layers;
     return (EvalOptions){ .cache_k = (const char **)(uintptr_t)s->k,
                           .cache_v = (const char **)(uintptr_t)s->v,
                           .n_settings = s->n,
                           .cache_sinks = so.cache_sinks,
                           .cache_window = so.cache_window,
-                          .cache_layers = so.cache_layers,
+                          .cache_layers = s->layers,
                           .progress = show,
                           .user = d };
 }
 
 static int eval_ids(const Args *a, DibitEngine *e, DibitEngine *base, const int32_t *ids, size_t n,
-                    const Settings *s) {
+                    Settings *s) {
     Display d = { .what = "eval, windows" };
     EvalOptions opt = options_of(a, s, &d);
     opt.window = a->window;
@@ -184,7 +185,7 @@ static int eval_ids(const Args *a, DibitEngine *e, DibitEngine *base, const int3
     return 0;
 }
 
-static int eval_text(const Args *a, DibitEngine *e, const Settings *s) {
+static int eval_text(const Args *a, DibitEngine *e, Settings *s) {
     DibitEngine *base = NULL;
     size_t n_text = 0, n = 0;
     int code = 0;
@@ -272,7 +273,7 @@ static int read_questions(const Args *a, Questions *q) {
     return 0;
 }
 
-static int eval_choices(const Args *a, DibitEngine *e, const Settings *s) {
+static int eval_choices(const Args *a, DibitEngine *e, Settings *s) {
     Questions q = { 0 };
     Display d = { .what = "eval, questions" };
     EvalOptions opt = options_of(a, s, &d);

@@ -67,8 +67,10 @@ typedef struct DibitOptions {
     int no_mmap;       /* read the file into memory instead of mapping it */
     int no_repack;     /* keep q4 and q8 rows as they are in the file: less memory, slower */
     unsigned isa_mask; /* 0: use every instruction set found; else only these DIBIT_ISA_* bits */
-    DibitAllocator memory; /* zeros: malloc */
-    DibitLogger logger;    /* zeros: silent */
+    DibitAllocator memory;      /* zeros: malloc */
+    DibitLogger logger;         /* zeros: silent */
+    const char *kv_calibration; /* file of `dibit calibrate kv` for the model, in place of what the
+                                   model's file may hold; NULL: none */
 } DibitOptions;
 
 enum {
@@ -177,7 +179,7 @@ typedef struct DibitSessionOptions {
     int cache_window; /* and the most recent ones, a multiple of 16 (0: 64, -1: none) */
     /* Types of single layers, which are counted from 0: "0,1=q4;5-7=k3/k2" gives layers 0 and 1
      * both sides in q4, layers 5 to 7 keys in k3 and values in k2. NULL or "": none. Of several
-     * entries for a layer the last one counts. */
+     * entries for a layer the last one counts. "auto": as the calibration of the cache chose. */
     const char *cache_layers;
     DibitSampling sampling;
 } DibitSessionOptions;

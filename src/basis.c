@@ -88,3 +88,41 @@ void basis_rotate(float *x, int d, bool back) {
     signs(x, d, 1);
     hadamard(x, d, b);
 }
+
+/* Gauss-Jordan with row pivots: a becomes the unit matrix while b, which began as it, becomes the
+ * inverse. */
+static bool eliminate(double *a, double *b, int d, int c) {
+    int pivot = c;
+    for (int r = c; r < d; r++)
+        if (fabs(a[r * d + c]) > fabs(a[pivot * d + c])) pivot = r;
+    double p = a[pivot * d + c];
+    if (!(fabs(p) > 1e-30)) return false;
+    for (int j = 0; j < d; j++) {
+        double x = a[pivot * d + j] / p, y = b[pivot * d + j] / p;
+        a[pivot * d + j] = a[c * d + j];
+        b[pivot * d + j] = b[c * d + j];
+        a[c * d + j] = x;
+        b[c * d + j] = y;
+    }
+    for (int r = 0; r < d; r++) {
+        double f = a[r * d + c];
+        if (r == c || f == 0) continue;
+        for (int j = 0; j < d; j++) {
+            a[r * d + j] -= f * a[c * d + j];
+            b[r * d + j] -= f * b[c * d + j];
+        }
+    }
+    return true;
+}
+
+bool basis_invert(double *a, double *b, int d) {
+    bool finite = true;
+    for (int i = 0; i < d * d; i++) b[i] = i % (d + 1) == 0;
+    for (int c = 0; c < d; c++)
+        if (!eliminate(a, b, d, c)) return false;
+    for (int i = 0; i < d * d; i++) {
+        a[i] = b[i];
+        finite &= isfinite(b[i]) != 0;
+    }
+    return finite;
+}

@@ -380,7 +380,7 @@ static void set_cache(DibitSessionOptions *so, const EvalOptions *opt, int k) {
     so->cache_v = opt->n_settings && opt->cache_v ? opt->cache_v[k] : NULL;
     so->cache_sinks = opt->cache_sinks;
     so->cache_window = opt->cache_window;
-    so->cache_layers = opt->cache_layers;
+    so->cache_layers = opt->n_settings && opt->cache_layers ? opt->cache_layers[k] : NULL;
 }
 
 static int make_sessions(Eval *e, DibitEngine *base, const EvalOptions *opt, DibitError *err) {

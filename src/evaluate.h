@@ -13,7 +13,7 @@ typedef struct EvalOptions {
     const char **cache_k, **cache_v; /* n_settings KV settings that share the base's pass */
     int n_settings;                  /* 0: one setting, f16/f16 */
     int cache_sinks, cache_window;   /* of every setting, as in DibitSessionOptions, */
-    const char *cache_layers;        /* and types of single layers */
+    const char **cache_layers;       /* of each setting: types of single layers; NULL: none */
     int (*progress)(void *user, int window,
                     int n_windows); /* non-zero stops with DIBIT_E_CANCELLED */
     void *user;

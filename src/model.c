@@ -6,6 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "basis.h"
+
 static const Arch archs[] = {
     { "llama", 0 }, /* mistral too: the same tensors, and a sliding window where the file has one */
     { "qwen2", ARCH_ROPE_HALVES | ARCH_QKV_BIAS },
@@ -137,9 +139,9 @@ static int read_hparams(Model *m, DibitError *err) {
 
 /* ---- tensors ---- */
 
-static int find_tensor(Model *m, const GgufTensor **out, const char *name, uint64_t rows,
+static int find_tensor(const Gguf *file, const GgufTensor **out, const char *name, uint64_t rows,
                        uint64_t cols, DibitError *err) {
-    const GgufTensor *t = gguf_find(m->file, name);
+    const GgufTensor *t = gguf_find(file, name);
     if (!t) return fail(err, DIBIT_E_FORMAT, "%s: the tensor is missing", name);
     if (t->ne[0] != cols || (rows && t->ne[1] != rows) || t->ne[2] != 1 || t->ne[3] != 1)
         return fail(err, DIBIT_E_FORMAT,
@@ -162,7 +164,7 @@ static int find_tensor(Model *m, const GgufTensor **out, const char *name, uint6
 /* rows == 0: any number of them. */
 static int bind(Model *m, Weight *w, const char *name, int rows, int cols, DibitError *err) {
     const GgufTensor *t = NULL;
-    int r = find_tensor(m, &t, name, (uint64_t)rows, (uint64_t)cols, err);
+    int r = find_tensor(m->file, &t, name, (uint64_t)rows, (uint64_t)cols, err);
     if (r != 0) return r;
     *w = (Weight){ .type = type_info(t->type), .rows = t->ne[1], .cols = t->ne[0] };
     w->data = t->data;
@@ -171,9 +173,10 @@ static int bind(Model *m, Weight *w, const char *name, int rows, int cols, Dibit
 }
 
 /* A vector, converted to f32. */
-static int bind_vector(Model *m, const float **out, const char *name, int n, DibitError *err) {
+static int bind_vector(Model *m, const Gguf *file, const float **out, const char *name, int n,
+                       DibitError *err) {
     const GgufTensor *t = NULL;
-    int r = find_tensor(m, &t, name, 1, (uint64_t)n, err);
+    int r = find_tensor(file, &t, name, 1, (uint64_t)n, err);
     if (r != 0) return r;
     float *v = arena_alloc(&m->arena, (size_t)n * sizeof *v);
     if (!v) return fail(err, DIBIT_E_MEMORY, "%s: no memory", name);
@@ -228,9 +231,111 @@ static int bind_layer(Model *m, int l, const Slot *slots, DibitError *err) {
         uint8_t *at = (uint8_t *)&m->layers[l] + s->offset;
         snprintf(name, sizeof name, "blk.%d.%s", l, s->name);
         if (s->optional && !gguf_find(m->file, name)) continue;
-        int r = s->kind == VECTOR ? bind_vector(m, (const float **)(void *)at, name, s->cols, err)
-                                  : bind(m, (Weight *)(void *)at, name, s->rows, s->cols, err);
+        int r = s->kind == VECTOR
+                    ? bind_vector(m, m->file, (const float **)(void *)at, name, s->cols, err)
+                    : bind(m, (Weight *)(void *)at, name, s->rows, s->cols, err);
         if (r != 0) return r;
+    }
+    return 0;
+}
+
+/* ---- the calibrated basis of the cache: docs/FORMAT.md, "Calibrated bases" ---- */
+
+static const char *const kv_names[2][3] = { { "kv_k.basis", "kv_k.mean", "kv_k.weight" },
+                                            { "kv_v.basis", "kv_v.mean", "kv_v.weight" } };
+typedef struct KvBasis {        /* of one side of a layer: z = basis (x - mean) is stored */
+    const uint8_t *basis;       /* f16 (n_kv_heads, head_dim, head_dim) */
+    const float *mean, *weight; /* (n_kv_heads, head_dim), (n_kv_heads, 4) */
+    float *bias, *inverse;      /* -basis mean, of each head; of the basis, transposed for keys */
+} KvBasis;
+
+static int invert_head(const Model *m, const KvBasis *b, int side, int head, const char *name,
+                       DibitError *err) {
+    int d = m->hp.head_dim;
+    size_t dd = (size_t)d * (size_t)d, at = (size_t)head * dd;
+    double *a = mem_alloc(m->memory, 2 * dd * sizeof *a);
+    if (!a) return fail(err, DIBIT_E_MEMORY, "%s: no memory", name);
+    for (size_t i = 0; i < dd; i++) a[i] = (double)f16_to_f32(load_u16(b->basis + 2 * (at + i)));
+    for (int r = 0; r < d; r++) {
+        double sum = 0;
+        for (int c = 0; c < d; c++) sum += a[r * d + c] * (double)b->mean[head * d + c];
+        b->bias[head * d + r] = (float)-sum;
+    }
+    bool ok = basis_invert(a, a + dd, d);
+    for (int r = 0; ok && r < d; r++)
+        for (int c = 0; c < d; c++)
+            b->inverse[at + (size_t)(r * d + c)] = (float)a[side ? r * d + c : c * d + r];
+    mem_free(m->memory, a);
+    return ok ? 0 : fail(err, DIBIT_E_FORMAT, "%s: head %d has no inverse", name, head);
+}
+
+static int check_range(const float *x, int n, float lo, float hi, const char *name,
+                       DibitError *err) {
+    for (int i = 0; i < n; i++)
+        if (!(x[i] >= lo && x[i] <= hi))
+            return fail(err, DIBIT_E_FORMAT, "%s: value %d is %g", name, i, (double)x[i]);
+    return 0;
+}
+
+uint64_t model_norms_hash(const Gguf *file) {
+    uint64_t hash = 1;
+    for (int i = 0; i < gguf_n_tensors(file); i++) {
+        const GgufTensor *t = gguf_tensor(file, i);
+        const TypeInfo *type = type_info(t->type);
+        if (!strstr(t->name, "_norm.weight") || !type || t->n_dims != 1) continue;
+        float *x = mem_alloc(NULL, (size_t)t->ne[0] * sizeof *x);
+        if (!x) return 0;
+        type->decode(x, t->data, 1, (size_t)t->ne[0], 0);
+        hash = hash64(hash, t->name, strlen(t->name));
+        hash = hash64(hash, x, (size_t)t->ne[0] * sizeof *x);
+        mem_free(NULL, x);
+    }
+    return hash;
+}
+
+static int bind_kv_basis(Model *m, const Gguf *file, KvBasis *b, int l, int side, DibitError *err) {
+    const Hparams *h = &m->hp;
+    int n = h->n_kv_heads * h->head_dim, r;
+    char name[3][64];
+    const GgufTensor *t = NULL;
+    for (int i = 0; i < 3; i++)
+        snprintf(name[i], sizeof name[i], "blk.%d.%s", l, kv_names[side][i]);
+    r = find_tensor(file, &t, name[0], (uint64_t)n, (uint64_t)h->head_dim, err);
+    if (r == 0 && t->type != T_F16) r = fail(err, DIBIT_E_FORMAT, "%s: not of type f16", name[0]);
+    if (r == 0) r = bind_vector(m, file, &b->mean, name[1], n, err);
+    if (r == 0) r = bind_vector(m, file, &b->weight, name[2], 4 * h->n_kv_heads, err);
+    if (r == 0) r = check_range(b->mean, n, -1e6f, 1e6f, name[1], err);
+    if (r == 0) r = check_range(b->weight, 4 * h->n_kv_heads, 0, 16, name[2], err);
+    if (r != 0) return r;
+    size_t inverse = (size_t)n * (size_t)h->head_dim * sizeof(float);
+    b->basis = t->data;
+    b->bias = arena_alloc(&m->arena, (size_t)n * sizeof(float));
+    b->inverse = arena_alloc(&m->arena, inverse);
+    if (!b->bias || !b->inverse) return fail(err, DIBIT_E_MEMORY, "%s: no memory", name[0]);
+    m->packed_bytes += inverse;
+    for (int head = 0; head < h->n_kv_heads && r == 0; head++)
+        r = invert_head(m, b, side, head, name[0], err);
+    return r;
+}
+
+int model_bind_kv(Model *m, const Gguf *file, DibitError *err) {
+    const Hparams *h = &m->hp;
+    size_t n_heads = (size_t)h->n_kv_heads;
+    m->kv_weights = arena_alloc(&m->arena, 2 * (size_t)h->n_layers * n_heads * sizeof(float[4]));
+    if (!m->kv_weights) return fail(err, DIBIT_E_MEMORY, "no memory for the weights of the lanes");
+    for (int l = 0; l < h->n_layers; l++) {
+        Layer *w = &m->layers[l];
+        for (int side = 0; side < 2; side++) {
+            KvBasis b = { 0 };
+            int r = bind_kv_basis(m, file, &b, l, side, err);
+            if (r != 0) return r;
+            memcpy(m->kv_weights[(size_t)(2 * l + side) * n_heads], b.weight,
+                   n_heads * sizeof(float[4]));
+            HeadMap in = { b.basis, b.bias, true };
+            HeadMap back = { (const uint8_t *)b.inverse, side ? b.mean : NULL, false };
+            *(side ? &w->v_in : &w->k_in) = in;
+            *(side ? &w->v_out : &w->q_in) = back;
+        }
     }
     return 0;
 }
@@ -246,6 +351,10 @@ static bool is_known(const Model *m, const Slot *slots, const char *name) {
     for (int i = 0; i < n_slots(m); i++) {
         snprintf(buf, sizeof buf, "blk.%d.%s", layer, slots[i].name);
         if (strcmp(name, buf) == 0) return true;
+    }
+    for (int i = 0; i < 6; i++) {
+        snprintf(buf, sizeof buf, "blk.%d.%s", layer, kv_names[i / 3][i % 3]);
+        if (strcmp(name, buf) == 0) return m->kv_weights != NULL;
     }
     return false;
 }
@@ -265,7 +374,7 @@ static int check_vocab(Model *m, DibitError *err) {
 static int bind_rope_factors(Model *m, DibitError *err) {
     int n = m->hp.n_rot / 2, r;
     if (!gguf_find(m->file, "rope_freqs.weight")) return 0;
-    if ((r = bind_vector(m, &m->rope_factors, "rope_freqs.weight", n, err)) != 0) return r;
+    if ((r = bind_vector(m, m->file, &m->rope_factors, "rope_freqs.weight", n, err)) != 0) return r;
     for (int i = 0; i < n; i++)
         if (!(m->rope_factors[i] > 0 && m->rope_factors[i] <= 1e9f))
             return fail(err, DIBIT_E_FORMAT, "rope_freqs.weight: value %d is %g", i,
@@ -281,7 +390,7 @@ static int bind_all(Model *m, DibitError *err) {
     m->output = m->embed;
     m->tied = !gguf_find(m->file, "output.weight");
     if (!m->tied) r = bind(m, &m->output, "output.weight", h->n_vocab, h->n_embd, err);
-    if (r == 0) r = bind_vector(m, &m->output_norm, "output_norm.weight", h->n_embd, err);
+    if (r == 0) r = bind_vector(m, m->file, &m->output_norm, "output_norm.weight", h->n_embd, err);
     if (r == 0) r = bind_rope_factors(m, err);
     if (r != 0) return r;
     m->layers = arena_alloc(&m->arena, (size_t)h->n_layers * sizeof *m->layers);
@@ -290,6 +399,8 @@ static int bind_all(Model *m, DibitError *err) {
     layer_slots(m, slots);
     for (int l = 0; l < h->n_layers; l++)
         if ((r = bind_layer(m, l, slots, err)) != 0) return r;
+    if (gguf_find(m->file, "blk.0.kv_k.basis") && (r = model_bind_kv(m, m->file, err)) != 0)
+        return r;
     for (int i = 0; i < gguf_n_tensors(m->file); i++) {
         const GgufTensor *t = gguf_tensor(m->file, i);
         if (!is_known(m, slots, t->name)) /* to leave it out would be to run another model */
@@ -308,7 +419,7 @@ static Weight *layer_weight(Layer *l, int i) {
 
 static int pack_all(Model *m, const Kern *kern, Pool *pool, DibitError *err) {
     int r = weight_pack(&m->output, kern, pool, m->memory, err);
-    m->packed_bytes = m->output.packed_bytes;
+    m->packed_bytes += m->output.packed_bytes;
     for (int l = 0; l < m->hp.n_layers && r == 0; l++) {
         Weight *w;
         for (int i = 0; r == 0 && (w = layer_weight(&m->layers[l], i)); i++) {
@@ -508,14 +619,33 @@ static bool cancelled(const Ops *o) {
     return o->cancel && atomic_load_explicit(o->cancel, memory_order_relaxed);
 }
 
-/* Keys, queries and values into the basis that the layer's types are stored in. */
-static void rotate_in(Scratch *s, const Hparams *h, const Cache *c, int layer, int n) {
-    if (kv_type(cache_type(c, layer, 0))->rotate) {
-        op_rotate(&s->ops, s->q, n * h->n_heads, h->head_dim, false);
-        op_rotate(&s->ops, s->k, n * h->n_kv_heads, h->head_dim, false);
+/* Keys, queries and values into the basis that the layer's types are stored in: that of its
+ * calibration for records of a model that has one, else that of basis.h. */
+static void rotate_in(Scratch *s, const Hparams *h, const Layer *w, const Cache *c, int layer,
+                      int n) {
+    const KvType *k = kv_type(cache_type(c, layer, 0)), *v = kv_type(cache_type(c, layer, 1));
+    Ops *o = &s->ops;
+    int d = h->head_dim, n_kv = h->n_kv_heads;
+    if (k->bits && w->k_in.m) {
+        op_head_map(o, s->q, n, h->n_heads, n_kv, d, &w->q_in);
+        op_head_map(o, s->k, n, n_kv, n_kv, d, &w->k_in);
+    } else if (k->rotate) {
+        op_rotate(o, s->q, n * h->n_heads, d, false);
+        op_rotate(o, s->k, n * n_kv, d, false);
     }
-    if (kv_type(cache_type(c, layer, 1))->rotate)
-        op_rotate(&s->ops, s->v, n * h->n_kv_heads, h->head_dim, false);
+    if (v->bits && w->v_in.m)
+        op_head_map(o, s->v, n, n_kv, n_kv, d, &w->v_in);
+    else if (v->rotate)
+        op_rotate(o, s->v, n * n_kv, d, false);
+}
+
+static void rotate_out(Scratch *s, const Hparams *h, const Layer *w, const Cache *c, int layer,
+                       int n) {
+    const KvType *v = kv_type(cache_type(c, layer, 1));
+    if (v->bits && w->v_out.m)
+        op_head_map(&s->ops, s->att, n, h->n_heads, h->n_kv_heads, h->head_dim, &w->v_out);
+    else if (v->rotate)
+        op_rotate(&s->ops, s->att, n * h->n_heads, h->head_dim, true);
 }
 
 static int pass(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int n, float *logits,
@@ -535,7 +665,7 @@ static int pass(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int n,
         tap(s, TAP_Q, l, s->q, n);
         tap(s, TAP_K, l, s->k, n);
         tap(s, TAP_V, l, s->v, n);
-        rotate_in(s, h, c, l, n);
+        rotate_in(s, h, w, c, l, n);
         op_put(o, c, l, pos, n, s->k, s->v);
         if (l == h->n_layers - 1 && !all) { /* the rest serves only the logits */
             int keep = logits ? 1 : 0, skip = n - keep;
@@ -546,8 +676,7 @@ static int pass(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int n,
             if (n == 0) break;
         }
         op_attend(o, s->att, q, c, l, pos, n, h->n_heads, scale, h->window);
-        if (kv_type(cache_type(c, l, 1))->rotate)
-            op_rotate(o, s->att, n * h->n_heads, h->head_dim, true);
+        rotate_out(s, h, w, c, l, n);
         tap(s, TAP_O, l, s->att, n);
         op_matmul(o, s->t, e, &w->o, s->att, n);
         op_add(o, x, s->t, n, h->n_embd);

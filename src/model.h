@@ -31,6 +31,8 @@ typedef struct Layer {
     const float *q_bias, *k_bias, *v_bias;
     Weight q, k, v, o;     /* (heads * head_dim, n_embd), o (n_embd, heads * head_dim) */
     Weight gate, up, down; /* (n_ff, n_embd), down (n_embd, n_ff) */
+    /* into the calibrated basis of k2 and k3 records, and out of it; all or none of a side */
+    HeadMap q_in, k_in, v_in, v_out;
 } Layer;
 
 typedef struct Model {
@@ -42,6 +44,7 @@ typedef struct Model {
     const float *output_norm;
     const float *rope_factors; /* (n_rot / 2) divisors of the frequencies, or NULL */
     Layer *layers;
+    float (*kv_weights)[4]; /* (n_layers, K and V, n_kv_heads) for CacheShape, or NULL */
     uint64_t n_params;
     size_t file_bytes, packed_bytes;
     Arena arena; /* layers, vectors converted to f32 */
@@ -52,6 +55,14 @@ typedef struct Model {
  * no_repack. `file` must outlive the model. */
 int model_open(Model *m, const Gguf *file, const Kern *kern, Pool *pool, bool no_repack,
                const DibitAllocator *memory, DibitError *err);
+/* Takes the calibrated bases of the KV cache from a file (docs/FORMAT.md, "Calibrated bases"), one
+ * for both sides of every layer; `file` must outlive the model. model_open does so where the
+ * model's own file has them. */
+#define KV_CALIBRATION_TYPE "dibit-kv-calibration" /* general.type of a file of bases alone */
+int model_bind_kv(Model *m, const Gguf *file, DibitError *err);
+/* Of the norms, which stay the same in every quantization: says whose calibration a file is. 0 when
+ * there is no memory. */
+uint64_t model_norms_hash(const Gguf *file);
 void model_close(Model *m);
 /* Names the first tensor with a NaN or infinity, for the error text; NULL if all are finite. Slow.
  */

@@ -84,6 +84,15 @@ void op_rope(Ops *o, float *x, int n, int n_heads, int head_dim, int pos, const 
 void op_rotate(Ops *o, float *x, int n, int head_dim, bool back);
 /* cache_put() with the kernels and threads of o. */
 void op_put(Ops *o, Cache *c, int layer, int pos, int n, const float *k, const float *v);
+/* A calibrated basis: y = M x + bias for a head vector x, a matrix for each KV head. */
+typedef struct HeadMap {
+    const uint8_t *m;  /* (n_kv_heads, head_dim, head_dim), or NULL: there is none */
+    const float *bias; /* (n_kv_heads, head_dim), or NULL: 0 */
+    bool f16;          /* m's type; else f32 */
+} HeadMap;
+/* Maps x (n, n_heads, head_dim) in place; KV head h has the heads h * n_heads / n_kv_heads.. */
+void op_head_map(Ops *o, float *x, int n, int n_heads, int n_kv_heads, int head_dim,
+                 const HeadMap *map);
 /* Attention of n new tokens, already in the cache at positions pos..pos+n-1, over everything before
  * and including each: out and q are (n, n_heads, head_dim). window > 0: only the last `window`
  * positions. The cache is walked in blocks of KV_PAGE positions with online softmax, blocks in

@@ -491,3 +491,39 @@ void op_rotate(Ops *o, float *x, int n, int head_dim, bool back) {
     RotateJob j = { x, n, head_dim, back };
     pool_run(o->pool, rotate_item, &j, (n + ROTATE_ITEM - 1) / ROTATE_ITEM);
 }
+
+typedef struct MapJob {
+    const Ops *o;
+    float *x;
+    int n, n_heads, group, d;
+    const HeadMap *map;
+} MapJob;
+
+enum { MAP_TOKENS = 16, MAP_ALONE = 1 << 16 }; /* products that are not worth a thread */
+
+/* One head of some tokens. */
+static void map_item(void *arg, int item, int thread) {
+    const MapJob *j = arg;
+    (void)thread;
+    int head = item % j->n_heads, first = item / j->n_heads * MAP_TOKENS, d = j->d;
+    int n = MIN(MAP_TOKENS, j->n - first), kv = head / j->group;
+    size_t ldx = (size_t)j->n_heads * (size_t)d, row = (size_t)d * (j->map->f16 ? 2 : 4);
+    float y[MAP_TOKENS * KV_MAX_DIM], *x = j->x + (size_t)first * ldx + (size_t)head * (size_t)d;
+    const uint8_t *m = j->map->m + (size_t)kv * (size_t)d * row;
+    if (j->map->f16)
+        j->o->kern->mul_f16(y, (size_t)d, m, row, d, x, ldx, n, d);
+    else
+        j->o->kern->mul_f32(y, (size_t)d, m, row, d, x, ldx, n, d);
+    for (int t = 0; t < n; t++) {
+        if (j->map->bias) j->o->kern->add(y + t * d, j->map->bias + (size_t)kv * (size_t)d, d);
+        memcpy(x + (size_t)t * ldx, y + t * d, (size_t)d * sizeof *x);
+    }
+}
+
+void op_head_map(Ops *o, float *x, int n, int n_heads, int n_kv_heads, int head_dim,
+                 const HeadMap *map) {
+    MapJob j = { o, x, n, n_heads, n_heads / n_kv_heads, head_dim, map };
+    int n_items = n_heads * ((n + MAP_TOKENS - 1) / MAP_TOKENS);
+    bool alone = (int64_t)n * n_heads * head_dim * head_dim <= MAP_ALONE;
+    pool_run(alone ? NULL : o->pool, map_item, &j, n_items);
+}

@@ -17,6 +17,7 @@
 #include "feedback.h"
 #include "gguf.h"
 #include "kern/kern.h"
+#include "model.h"
 #include "trellis23.h"
 
 typedef struct Plan { /* of one tensor */
@@ -39,7 +40,7 @@ enum { BLOCK = 16, CHUNK_WEIGHTS = 1 << 22 };
 
 typedef struct Job {
     const QuantizeOptions *opt;
-    Gguf *in;
+    Gguf *in, *kv; /* kv: the calibration of the cache that goes in, or NULL */
     GgufWriter *w;
     Pool *pool;
     Plan *plans;
@@ -130,8 +131,14 @@ static bool is_outer(const char *name) {
     return strcmp(name, "token_embd.weight") == 0 || strcmp(name, "output.weight") == 0;
 }
 
+/* A tensor of the cache's calibration: docs/FORMAT.md, "Calibrated bases". */
+static bool is_kv(const char *name) {
+    return strstr(name, ".kv_k.") || strstr(name, ".kv_v.");
+}
+
 static const TypeInfo *choose_type(Job *j, const Plan *p) {
     const char *name = p->from->name;
+    if (is_kv(name)) return p->type;
     if (p->from->n_dims < 2 || is_norm(name)) return type_info(T_F32);
     const TypeInfo *type = p->outer ? j->embedding : j->type;
     for (int i = 0; i < j->n_compiled; i++) {
@@ -166,12 +173,14 @@ static int plan_tensor(Job *j, Plan *p, DibitError *err) {
 
 static int plan_all(Job *j, DibitError *err) {
     uint64_t block_bytes = 0, block_weights = 0;
-    j->n = gguf_n_tensors(j->in);
-    j->plans = mem_calloc(NULL, (size_t)j->n, sizeof *j->plans);
-    if (!j->plans) return fail(err, DIBIT_E_MEMORY, "no memory for %d tensors", j->n);
-    for (int i = 0; i < j->n; i++) {
-        Plan *p = &j->plans[i];
-        p->from = gguf_tensor(j->in, i);
+    int n_in = gguf_n_tensors(j->in), n_kv = j->kv ? gguf_n_tensors(j->kv) : 0;
+    j->plans = mem_calloc(NULL, (size_t)n_in + (size_t)n_kv, sizeof *j->plans);
+    if (!j->plans) return fail(err, DIBIT_E_MEMORY, "no memory for %d tensors", n_in + n_kv);
+    for (int i = 0; i < n_in + n_kv; i++) {
+        Plan *p = &j->plans[j->n];
+        p->from = i < n_in ? gguf_tensor(j->in, i) : gguf_tensor(j->kv, i - n_in);
+        if (i < n_in && j->kv && is_kv(p->from->name)) continue; /* an earlier calibration */
+        j->n++;
         int r = plan_tensor(j, p, err);
         if (r != 0) return r;
         j->result.n_weights += p->n_weights;
@@ -213,6 +222,12 @@ static bool starts_with(GgufString s, const char *prefix) {
     return s.n >= strlen(prefix) && memcmp(s.s, prefix, strlen(prefix)) == 0;
 }
 
+static void put_kv(Job *j) {
+    for (int i = 0; i < gguf_n_values(j->kv); i++)
+        if (starts_with(gguf_value(j->kv, i)->key, "dibit.kv."))
+            gguf_put_value(j->w, gguf_value(j->kv, i));
+}
+
 static int put_rules(Job *j, DibitError *err) {
     if (j->n_compiled == 0) return 0;
     Arena arena = { 0 };
@@ -234,8 +249,10 @@ static int put_metadata(Job *j, DibitError *err) {
     for (int i = 0; i < gguf_n_values(j->in); i++) {
         const GgufValue *v = gguf_value(j->in, i);
         if (starts_with(v->key, "split.") || starts_with(v->key, "dibit.quantize.")) continue;
+        if (j->kv && starts_with(v->key, "dibit.kv.")) continue;
         gguf_put_value(j->w, v);
     }
+    if (j->kv) put_kv(j);
     const char *type = j->type->name, *embedding = j->embedding->name;
     gguf_put_u32(j->w, "general.quantization_version", 2);
     gguf_put_u32(j->w, "general.file_type", file_type(j->type));
@@ -527,11 +544,28 @@ static bool is_input(const char *in, const char *out) {
     return same;
 }
 
+static int open_kv(Job *j, DibitError *err) {
+    const char *path = j->opt->kv_calibration;
+    GgufString type = { "", 0 };
+    uint64_t hash = 0;
+    if (!path) return 0;
+    int r = gguf_open(&j->kv, path, false, NULL, err);
+    if (r != 0) return r;
+    gguf_get_string(j->kv, "general.type", &type);
+    if (type.n != strlen(KV_CALIBRATION_TYPE) || memcmp(type.s, KV_CALIBRATION_TYPE, type.n) != 0)
+        return fail(err, DIBIT_E_FORMAT, "%s: not a file of `dibit calibrate kv`", path);
+    if (!gguf_get_u64(j->kv, "dibit.kv.model_hash", &hash) || hash != model_norms_hash(j->in))
+        return fail(err, DIBIT_E_ARGUMENT,
+                    "%s: made with another model; run `dibit calibrate kv` with this one", path);
+    return 0;
+}
+
 static int run(Job *j, const char *in_path, const char *out_path, DibitError *err) {
     int r = read_options(j, err);
     if (r == 0 && !j->opt->dry_run && is_input(in_path, out_path))
         r = fail(err, DIBIT_E_ARGUMENT, "%s: the output is the input; give another name", out_path);
     if (r == 0) r = gguf_open(&j->in, in_path, j->opt->no_mmap, NULL, err);
+    if (r == 0) r = open_kv(j, err);
     if (r == 0) r = plan_all(j, err);
     if (r == 0 && j->opt->calibration)
         r = calibration_open(&j->calibration, j->opt->calibration, j->in, err);
@@ -556,6 +590,7 @@ int quantize_file(const char *in_path, const char *out_path, const QuantizeOptio
     gguf_close(&j.in);
     calibration_close(&j.calibration);
     feedback_free(&j.feedback);
+    gguf_close(&j.kv);
     pool_free(&j.pool);
     for (int i = 0; i < j.n_compiled; i++) regfree(&j.rules[i]);
     mem_free(NULL, j.rules);

@@ -18,6 +18,7 @@ typedef struct QuantizeOptions {
     int n_rules;                /* a rule that matches nothing is an error */
     int effort;                 /* of the search for t2 and t3: 1 fast, 2 exact; 0: 2 */
     uint32_t seed;              /* of the rotation of t2 and t3 */
+    const char *kv_calibration; /* file of calibrate_kv() to put in; NULL: none */
     int n_threads;              /* 0: all */
     const char *calibration;    /* file of calibrate_weights() or an imatrix; NULL: none */
     bool dry_run;               /* plan and count only */

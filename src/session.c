@@ -117,6 +117,23 @@ static int read_layers(const char *text, CacheShape *shape, LayerTypes types, Di
     }
 }
 
+/* The choice of the calibration where the text is "auto". Its entries are checked as a user's. */
+static int calibrated_layers(const DibitEngine *e, CacheShape *shape, LayerTypes types,
+                             DibitError *err) {
+    GgufString s = { NULL, 0 };
+    char *text;
+    if (!gguf_get_string(e->kv_file ? e->kv_file : e->file, "dibit.kv.layers", &s))
+        return fail(err, DIBIT_E_ARGUMENT,
+                    "cache_layers: auto, but no choice was calibrated; run `dibit calibrate kv` "
+                    "with --budget");
+    if (!(text = mem_alloc(NULL, s.n + 1))) return fail(err, DIBIT_E_MEMORY, "no memory");
+    memcpy(text, s.s, s.n);
+    text[s.n] = 0;
+    int r = read_layers(text, shape, types, err);
+    mem_free(NULL, text);
+    return r;
+}
+
 /* The window and the sinks of records. */
 static int read_recent(const DibitSessionOptions *opt, CacheShape *shape, DibitError *err) {
     enum { MAX_WINDOW = 1 << 24 };
@@ -151,9 +168,12 @@ static int read_options(DibitSession *s, const DibitSessionOptions *opt, CacheSh
     shape->head_dim = h->head_dim;
     shape->n_ctx = s->n_ctx;
     shape->n_batch = s->n_batch;
+    shape->weights = (const float(*)[4])s->engine->model.kv_weights;
     int r = read_recent(opt, shape, err);
     if (r == 0) r = read_type(opt->cache_k, &shape->type_k, err);
     if (r == 0) r = read_type(opt->cache_v, &shape->type_v, err);
+    if (r == 0 && opt->cache_layers && strcmp(opt->cache_layers, "auto") == 0)
+        return calibrated_layers(s->engine, shape, types, err);
     return r ? r : read_layers(opt->cache_layers, shape, types, err);
 }
 

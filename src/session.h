@@ -12,7 +12,7 @@ struct DibitEngine {
     DibitLogger logger;
     Kern kern;
     Pool *pool;
-    Gguf *file;
+    Gguf *file, *kv_file; /* kv_file: a calibration apart, or NULL */
     Model model;
     Tokenizer *tokenizer;     /* NULL: the file has none, and */
     DibitError why_none;      /* this says why */
