@@ -124,11 +124,11 @@ static const struct {
     int type;
     uint64_t cols, rows; /* rows 0: a vector */
 } tensors[] = {
-    { "token_embd.weight", T_F32, 32, 6 },     { "blk.0.attn_norm.weight", T_F32, 32, 0 },
-    { "blk.0.attn_q.weight", T_Q8_0, 32, 32 }, { "blk.0.attn_k.weight", T_F16, 32, 16 },
-    { "blk.0.attn_v.weight", T_BF16, 32, 16 }, { "blk.0.attn_output.weight", T_Q4_0, 32, 32 },
+    { "token_embd.weight", T_Q8_0, 32, 6 },     { "blk.0.attn_norm.weight", T_F32, 32, 0 },
+    { "blk.0.attn_q.weight", T_T2, 32, 32 },   { "blk.0.attn_k.weight", T_F16, 32, 16 },
+    { "blk.0.attn_v.weight", T_BF16, 32, 16 }, { "blk.0.attn_output.weight", T_T3, 32, 32 },
     { "blk.0.ffn_norm.weight", T_F32, 32, 0 }, { "blk.0.ffn_gate.weight", T_S2, 32, 64 },
-    { "blk.0.ffn_up.weight", T_S3, 32, 64 },   { "blk.0.ffn_down.weight", T_Q8_0, 64, 32 },
+    { "blk.0.ffn_up.weight", T_S3, 32, 64 },   { "blk.0.ffn_down.weight", T_Q4_0, 64, 32 },
     { "output_norm.weight", T_F32, 32, 0 },
 };
 
@@ -159,7 +159,8 @@ static void put_tensors(Image *m) {
             state = state * 1664525u + 1013904223u;
             src[k] = (float)(int32_t)state * 0x1p-31f;
         }
-        for (size_t r = 0; r < rows; r += 16)
+        bool trellis = !type_info(tensors[i].type)->encode; /* zeros are codes as well */
+        for (size_t r = 0; r < rows && !trellis; r += 16)
             type_info(tensors[i].type)
                 ->encode(m->p + m->n, rows, cols, r, MIN(rows - r, 16), src + r * cols, NULL);
         m->n += tensor_bytes(i);

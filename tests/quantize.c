@@ -123,9 +123,34 @@ static void same_bytes(const char *a, const char *b) {
     file_unmap(&y);
 }
 
+/* Seed and effort change the bytes; what was t2 before is copied, and decodes to what it was. */
+static void trellis(void **state) {
+    (void)state;
+    const char *in = path("in.gguf"), *a = path("one.gguf"), *b = path("many.gguf");
+    write_tiny(in, &(Tiny){ .type = T_F32 });
+    quantize(in, a, &(QuantizeOptions){ .type = "t2", .effort = 1, .seed = 5 });
+    quantize(a, b, &(QuantizeOptions){ .type = "t2" });
+    Gguf *x = open_file(a), *y = open_file(b);
+    uint64_t seed = 0;
+    assert_true(gguf_get_u64(x, "dibit.quantize.seed", &seed) && seed == 5);
+    for (int i = 0; i < gguf_n_tensors(x); i++) {
+        const GgufTensor *t = gguf_tensor(x, i), *u = gguf_tensor(y, i);
+        if (t->type == T_T2) assert_int_equal(trellis_seed(t->data), 5);
+        if (t->type == T_T2) assert_memory_equal(t->data, u->data, t->n_bytes);
+    }
+    gguf_close(&y);
+    quantize(in, b, &(QuantizeOptions){ .type = "t2", .seed = 5 });
+    y = open_file(b);
+    const GgufTensor *t = gguf_find(x, "blk.0.ffn_up.weight"),
+                     *u = gguf_find(y, "blk.0.ffn_up.weight");
+    assert_memory_not_equal(t->data, u->data, t->n_bytes);
+    gguf_close(&x);
+    gguf_close(&y);
+}
+
 static void any_thread_count(void **state) {
     (void)state;
-    static const char *const types[] = { "s2", "s3", "q4", "q8", "f16", "bf16" };
+    static const char *const types[] = { "t2", "t3", "s2", "s3", "q4", "q8", "f16", "bf16" };
     const char *in = path("in.gguf"), *one = path("one.gguf"), *many = path("many.gguf");
     write_tiny(in, &(Tiny){ .type = T_F32 });
     for (size_t i = 0; i < ARRAY_LEN(types); i++) {
@@ -283,6 +308,10 @@ static void odd_columns(void **state) {
     assert_int_equal(gguf_tensor(g, 0)->type, T_F16);
     assert_non_null(strstr(s.note, "f16 instead"));
     gguf_close(&g);
+    quantize(in, out, &(QuantizeOptions){ .type = "t2" });
+    g = open_file(out);
+    assert_int_equal(gguf_tensor(g, 0)->type, T_F16);
+    gguf_close(&g);
     quantize(in, out, &(QuantizeOptions){ .type = "s3" });
     g = open_file(out);
     assert_int_equal(gguf_tensor(g, 0)->type, T_S3); /* padded */
@@ -310,6 +339,9 @@ static void refusals(void **state) {
     refused(odd, &(QuantizeOptions){ .type = "s2" }, DIBIT_E_NUMERIC,
             "blk.0.odd.weight: the weight at row 1, column 2 is NaN");
     refused(odd, &(QuantizeOptions){ .type = "f32" }, DIBIT_E_NUMERIC, "NaN"); /* copied */
+    write_tiny(in, &(Tiny){ .type = T_F32, .nan = "blk.1.ffn_up.weight" });
+    refused(in, &(QuantizeOptions){ .type = "t3" }, DIBIT_E_NUMERIC,
+            "blk.1.ffn_up.weight: the weight at row 1, column 3 is NaN");
     write_matrix(odd, -INFINITY);
     refused(odd, &(QuantizeOptions){ .type = "bf16" }, DIBIT_E_NUMERIC, "column 2 is infinite");
     write_matrix(odd, 70000);
@@ -390,15 +422,11 @@ static int tear_down(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rules_and_metadata),
-        cmocka_unit_test(any_thread_count),
-        cmocka_unit_test(chunks),
-        cmocka_unit_test(split_input),
-        cmocka_unit_test(plan_and_notes),
-        cmocka_unit_test(odd_columns),
-        cmocka_unit_test(refusals),
-        cmocka_unit_test(shapes_run),
-        cmocka_unit_test(shapes_refuse),
+        cmocka_unit_test(rules_and_metadata), cmocka_unit_test(trellis),
+        cmocka_unit_test(any_thread_count),   cmocka_unit_test(chunks),
+        cmocka_unit_test(split_input),        cmocka_unit_test(plan_and_notes),
+        cmocka_unit_test(odd_columns),        cmocka_unit_test(refusals),
+        cmocka_unit_test(shapes_run),         cmocka_unit_test(shapes_refuse),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
