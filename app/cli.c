@@ -263,8 +263,9 @@ static void print_option(const CliOption *o, const char *default_text) {
     snprintf(left, sizeof left, "  %s%s%s--%s%s%s", o->letters ? "-" : "",
              o->letters ? o->letters : "", o->letters ? ", " : "", o->name, o->value ? " " : "",
              o->value ? o->value : "");
-    snprintf(right, sizeof right, "%s%s%s%s%s%s%s%s", o->help, o->choices ? ": " : "",
-             o->choices ? o->choices : "", o->kind == CLI_TEXTS ? " (several)" : "",
+    const char *choices = o->choices && o->kind != CLI_FILE ? o->choices : NULL;
+    snprintf(right, sizeof right, "%s%s%s%s%s%s%s%s", o->help, choices ? ": " : "",
+             choices ? choices : "", o->kind == CLI_TEXTS ? " (several)" : "",
              o->kind == CLI_CHOICES ? " (comma-separated)" : "", *default_text ? " (default " : "",
              default_text, *default_text ? ")" : "");
     if (strlen(left) > 26)

@@ -39,7 +39,7 @@ typedef struct CliOption {
     const char *value;   /* the value's name in the help text: "N", "FILE" */
     const char *help;    /* one sentence without a full stop */
     double min, max;     /* of numbers; both 0: no limit */
-    const char *choices; /* "f16 q8" */
+    const char *choices; /* "f16 q8"; of CLI_FILE: words that are no files, for completion alone */
 } CliOption;
 
 typedef struct CliCommand {

@@ -7,12 +7,14 @@ static bool is_file(const CliOption *o) {
     return o->kind == CLI_FILE || (o->kind == CLI_TEXTS && strcmp(o->value, "FILE") == 0);
 }
 
-/* What follows an option: files, one of some words, or anything. */
+/* What follows an option: files, one of some words, either, or anything. */
 static void bash_option(const CliOption *o) {
     if (o->kind == CLI_FLAG) return;
     printf("        --%s", o->name);
     if (o->letters) printf("|-%s", o->letters);
-    if (is_file(o))
+    if (is_file(o) && o->choices)
+        printf(") COMPREPLY=($(compgen -f -W \"%s\" -- \"$cur\")); return;;\n", o->choices);
+    else if (is_file(o))
         printf(") COMPREPLY=($(compgen -f -- \"$cur\")); return;;\n");
     else
         printf(") COMPREPLY=($(compgen -W \"%s\" -- \"$cur\")); return;;\n",
@@ -61,7 +63,9 @@ static void zsh_spec(const CliOption *o, const char *dashes, const char *name) {
     printf(" \\\n      '%s%s%s[", o->kind == CLI_TEXTS ? "*" : "", dashes, name);
     quoted(o->help, "[]:");
     printf("]");
-    if (is_file(o))
+    if (is_file(o) && o->choices)
+        printf(":%s:{ _files; compadd %s }", o->value, o->choices);
+    else if (is_file(o))
         printf(":%s:_files", o->value);
     else if (o->choices)
         printf(":%s:(%s)", o->value, o->choices);
@@ -100,7 +104,9 @@ static void fish_command(void *user, const CliCommand *cmd) {
     for (const CliOption *o = cmd->options; o->name; o++) {
         printf("complete -c dibit -n '__fish_seen_subcommand_from %s' -l %s", cmd->name, o->name);
         if (o->letters) printf(strlen(o->letters) == 1 ? " -s %s" : " -o %s", o->letters);
-        if (is_file(o))
+        if (is_file(o) && o->choices)
+            printf(" -r -F -a '%s'", o->choices);
+        else if (is_file(o))
             printf(" -r -F");
         else if (o->choices)
             printf(" -x -a '%s'", o->choices);

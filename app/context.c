@@ -433,10 +433,15 @@ static int run(const Args *a) {
 
 int cmd_context(int argc, char **argv) {
     Args a = { .kv = "all", .type = "q4", .head = "q8", .sinks = 4, .window = 64 };
+    char names[1024] = "";
+    for (int i = 0; shape_at(i); i++) {
+        size_t n = strlen(names);
+        snprintf(names + n, sizeof names - n, "%s%s", i ? " " : "", shape_at(i)->name);
+    }
     const CliOption options[] = {
         { "model", "m", CLI_FILE, &a.model.path, "MODEL",
           "a file in GGUF form, or a name that --list shows (default: dibit-34m.gguf in models/)",
-          0, 0, NULL },
+          0, 0, names },
         { "budget-mb", NULL, CLI_INT64, &a.budget_mb, "N",
           "memory for weights, scratch and KV together, in MiB (default: KV as much as f16 takes "
           "for the base context)",
