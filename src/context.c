@@ -1,5 +1,5 @@
 /* context.c - which context fits in given bytes. All figures come from the functions that size
- * what a session allocates: cache_bytes(), scratch_size(), ops_size(). They grow with the number of
+ * what a session allocates: cache_bytes() and scratch_total(). They grow with the number of
  * positions, so the most that fit is found by bisection; what wraps does not fit. */
 #include "context.h"
 
@@ -124,16 +124,11 @@ static bool session_scratch(const ContextModel *m, const ContextOptions *o, int 
                     .head_dim = p->head_dim,
                     .n_ff = m->n_ff,
                     .n_rot = m->learned ? 0 : p->head_dim };
-    int n_batch = MIN(BATCH, n_ctx),
-        widest = MAX(MAX(m->n_embd, m->n_ff), m->n_heads * p->head_dim);
-    size_t total, n, tokens, candidates;
-    return scratch_size(&model, n_batch, n_ctx, &total) &&
-           ops_size(o->n_threads, n_batch, (size_t)widest, p->head_dim, m->n_heads, p->n_kv_heads,
-                    n_ctx, &n) &&
+    size_t total, tokens, candidates;
+    return scratch_total(&model, o->n_threads, MIN(BATCH, n_ctx), n_ctx, &total) &&
            size_mul((size_t)n_ctx, sizeof(int32_t), &tokens) &&
            size_mul((size_t)m->n_vocab, sizeof(Candidate), &candidates) &&
-           size_add(total, n, &total) && size_add(total, tokens, &total) &&
-           size_add(total, candidates, n_bytes);
+           size_add(total, tokens, &total) && size_add(total, candidates, n_bytes);
 }
 
 bool context_scratch_bytes(const ContextModel *m, const ContextOptions *o, const int types[2],

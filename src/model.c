@@ -543,11 +543,23 @@ bool scratch_size(const Model *m, int max_tokens, int n_ctx, size_t *n_bytes) {
     return true;
 }
 
+static size_t widest_input(const Hparams *h) {
+    return (size_t)MAX(MAX(h->n_embd, h->n_ff), h->n_heads * h->head_dim);
+}
+
+bool scratch_total(const Model *m, int n_threads, int max_tokens, int n_ctx, size_t *n_bytes) {
+    const Hparams *h = &m->hp;
+    size_t total, ops;
+    return scratch_size(m, max_tokens, n_ctx, &total) &&
+           ops_size(n_threads, max_tokens, widest_input(h), h->head_dim, h->n_heads, h->n_kv_heads,
+                    n_ctx, &ops) &&
+           size_add(total, ops, n_bytes);
+}
+
 int scratch_create(Scratch *s, const Model *m, const Kern *kern, Pool *pool, int max_tokens,
                    int n_ctx, const DibitAllocator *memory, DibitError *err) {
     *s = (Scratch){ .max_tokens = max_tokens, .memory = memory };
     const Hparams *h = &m->hp;
-    int widest = MAX(MAX(h->n_embd, h->n_ff), h->n_heads * h->head_dim);
     ScratchPart parts[N_PARTS];
     uint8_t *base = NULL;
     if (scratch_size(m, max_tokens, n_ctx, &s->n_bytes)) base = mem_alloc(memory, s->n_bytes);
@@ -560,7 +572,7 @@ int scratch_create(Scratch *s, const Model *m, const Kern *kern, Pool *pool, int
         *parts[i].at = (float *)base;
         base += n;
     }
-    int r = ops_create(&s->ops, kern, pool, memory, max_tokens, (size_t)widest, h->head_dim,
+    int r = ops_create(&s->ops, kern, pool, memory, max_tokens, widest_input(h), h->head_dim,
                        h->n_heads, h->n_kv_heads, n_ctx, err);
     if (r != 0) {
         scratch_free(s);

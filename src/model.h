@@ -94,6 +94,8 @@ typedef struct Scratch {
 } Scratch;
 /* Bytes scratch_create() will ask for, besides those of Ops. False when that wraps. */
 bool scratch_size(const Model *m, int max_tokens, int n_ctx, size_t *n_bytes);
+/* The same with those of Ops for a pool of n_threads: what scratch_bytes() says after. */
+bool scratch_total(const Model *m, int n_threads, int max_tokens, int n_ctx, size_t *n_bytes);
 int scratch_create(Scratch *s, const Model *m, const Kern *kern, Pool *pool, int max_tokens,
                    int n_ctx, const DibitAllocator *memory, DibitError *err);
 void scratch_free(Scratch *s);

@@ -201,7 +201,9 @@ static int create_parts(DibitSession *s, const CacheShape *shape, const DibitSam
     DibitEngine *e = s->engine;
     const DibitAllocator *memory = &e->memory;
     size_t kv, rest, need;
-    if (!cache_bytes(shape, &kv) || !scratch_size(&e->model, s->n_batch, s->n_ctx, &rest) ||
+    int n_threads = pool_size(e->pool);
+    if (!cache_bytes(shape, &kv) ||
+        !scratch_total(&e->model, n_threads, s->n_batch, s->n_ctx, &rest) ||
         !size_add(kv, rest, &need))
         return fail(err, DIBIT_E_MEMORY, "a context of %d positions is too large", s->n_ctx);
     if (fork_of) need -= cache_forkable(fork_of);
@@ -516,7 +518,8 @@ int dibit_session_memory(const DibitEngine *engine, const DibitSessionOptions *o
     if (r != 0) return r;
     s.text_bytes = text_bytes(engine);
     out->n_ctx = s.n_ctx;
-    if (!cache_bytes(&shape, &out->kv) || !scratch_size(m, s.n_batch, s.n_ctx, &out->scratch) ||
+    if (!cache_bytes(&shape, &out->kv) ||
+        !scratch_total(m, pool_size(engine->pool), s.n_batch, s.n_ctx, &out->scratch) ||
         !size_add(out->scratch, other_bytes(&s), &out->scratch))
         return fail(err, DIBIT_E_MEMORY, "a context of %d positions is too large", s.n_ctx);
     return 0;

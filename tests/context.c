@@ -334,11 +334,13 @@ static void scratch_is_what_a_session_has(void **state) {
         for (size_t k = 0; k < ARRAY_LEN(ctx); k++) {
             DibitSessionOptions so = { .n_ctx = ctx[k], .cache_k = names[i], .cache_v = names[i] };
             DibitSession *s;
-            DibitMemory memory;
+            DibitMemory memory, said;
             size_t kv, scratch;
             ContextOptions o = { 0, 4096, 4, 64, 2 };
             assert_int_equal(dibit_session_create(&s, e, &so, NULL), 0);
             dibit_memory(s, &memory);
+            assert_int_equal(dibit_session_memory(e, &so, &said, NULL), 0);
+            assert_memory_equal(&said, &memory, sizeof said);
             dibit_session_free(&s);
             assert_true(context_kv_bytes(&m, &o, all_types[i], ctx[k], &kv));
             assert_true(context_scratch_bytes(&m, &o, all_types[i], ctx[k], &scratch));
@@ -565,6 +567,22 @@ static void a_file_is_measured(void **state) {
                  "lower the budget");
 }
 
+static void names_are_completed(void **state) {
+    (void)state;
+    if (system("command -v bash >/dev/null 2>&1") != 0) skip();
+    char command[900];
+    expect(run(NULL, "completion", "bash"), 0, NULL);
+    snprintf(
+        command, sizeof command,
+        "cd %s && bash -c 'source %s; COMP_WORDS=(dibit context --model llama-2); COMP_CWORD=3; "
+        "_dibit; echo ${COMPREPLY[@]}' > %s",
+        work_folder, write_file("script", last.out, strlen(last.out)), work_path("words"));
+    assert_int_equal(system(command), 0);
+    char *words = read_text(work_path("words"));
+    assert_string_equal(words, "llama-2-7b llama-2-13b llama-2-70b\n");
+    free(words);
+}
+
 /* The bar: in the memory that the system gives f16 for 4096 positions, k2 has 7.5 times as many,
  * filled to the last. */
 static void the_model_here_has_7_5_times_the_context(void **state) {
@@ -600,6 +618,7 @@ int main(void) {
         cmocka_unit_test(windows_both_ways),
         cmocka_unit_test(tables_for_people),
         cmocka_unit_test(mistakes_are_named),
+        cmocka_unit_test(names_are_completed),
         cmocka_unit_test(a_file_is_measured),
         cmocka_unit_test(the_model_here_has_7_5_times_the_context),
     };
