@@ -12,7 +12,8 @@
 #include "codec.h"
 #include "kv23.h"
 
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE  static inline __attribute__((always_inline))
+#define KEEP(x) __asm__("" : "+v"(x))
 
 enum {
     UNIT = 64,  /* rows decoded together: 4 vectors */
@@ -46,6 +47,7 @@ INLINE void decode(__m512i w[4], const uint8_t *codes, const uint8_t *signs, int
                          0x00000403, 0x00000302, 0x00000201, 0x00000100);
     const __mmask64 two = 0x3333333333333333u;
     __m512i lo = load(codes - 1), hi = load(codes);
+    KEEP(lo); /* one load across two cache lines, not three as operands of vpermb */
     for (int i = 0; i < 4; i++) { /* the last rows begin at byte 47 of hi */
         __m512i at = _mm512_add_epi8(pairs, _mm512_set1_epi8((char)(i < 3 ? 16 * i : 47)));
         __m512i x = mix(_mm512_maskz_permutexvar_epi8(two, at, i < 3 ? lo : hi));
