@@ -241,14 +241,15 @@ INLINE void butterflies(__m256 *v, const int n) {
             }
 }
 
-/* The same between the values of one vector: sum, or first less second in the second's place. */
+/* The same between the values of one vector: sum, or first less second in the second's place. The
+ * fused product is by 1 or -1, so nothing is rounded twice or not at all. */
 INLINE __m256 butterflies_within(__m256 x) {
-    const __m256 o = _mm256_setr_ps(0.0f, -0.0f, 0.0f, -0.0f, 0.0f, -0.0f, 0.0f, -0.0f);
-    const __m256 p = _mm256_setr_ps(0.0f, 0.0f, -0.0f, -0.0f, 0.0f, 0.0f, -0.0f, -0.0f);
-    const __m256 q = _mm256_setr_ps(0.0f, 0.0f, 0.0f, 0.0f, -0.0f, -0.0f, -0.0f, -0.0f);
-    x = _mm256_add_ps(_mm256_permute_ps(x, 0xb1), _mm256_xor_ps(x, o));
-    x = _mm256_add_ps(_mm256_permute_ps(x, 0x4e), _mm256_xor_ps(x, p));
-    return _mm256_add_ps(_mm256_permute2f128_ps(x, x, 0x01), _mm256_xor_ps(x, q));
+    const __m256 a = _mm256_setr_ps(1, -1, 1, -1, 1, -1, 1, -1);
+    const __m256 b = _mm256_setr_ps(1, 1, -1, -1, 1, 1, -1, -1);
+    const __m256 c = _mm256_setr_ps(1, 1, 1, 1, -1, -1, -1, -1);
+    x = _mm256_fmadd_ps(x, a, _mm256_permute_ps(x, 0xb1));
+    x = _mm256_fmadd_ps(x, b, _mm256_permute_ps(x, 0x4e));
+    return _mm256_fmadd_ps(x, c, _mm256_permute2f128_ps(x, x, 0x01));
 }
 
 /* Of values `step` (a multiple of 8), 2 step, .. n_v / 2 * step apart. */

@@ -32,17 +32,14 @@ INLINE void butterflies(__m512 *v, const int n) {
             }
 }
 
-/* o has the values of x with the two of each pair exchanged; `second` marks the second ones. */
-INLINE __m512 sum_or_difference(__m512 o, __m512 x, __mmask16 second) {
-    return _mm512_mask_sub_ps(_mm512_add_ps(o, x), second, o, x);
-}
-
-/* The same between the values of one vector. */
+/* The same between the values of one vector: sum, or first less second in the second's place. The
+ * fused product is by 1 or -1, so nothing is rounded twice or not at all. */
 INLINE __m512 butterflies_within(__m512 x) {
-    x = sum_or_difference(_mm512_permute_ps(x, 0xb1), x, 0xaaaa);
-    x = sum_or_difference(_mm512_permute_ps(x, 0x4e), x, 0xcccc);
-    x = sum_or_difference(_mm512_shuffle_f32x4(x, x, 0xb1), x, 0xf0f0);
-    return sum_or_difference(_mm512_shuffle_f32x4(x, x, 0x4e), x, 0xff00);
+    const __m512 one = _mm512_set1_ps(1), m = _mm512_set1_ps(-1);
+    x = _mm512_fmadd_ps(x, _mm512_mask_mov_ps(one, 0xaaaa, m), _mm512_permute_ps(x, 0xb1));
+    x = _mm512_fmadd_ps(x, _mm512_mask_mov_ps(one, 0xcccc, m), _mm512_permute_ps(x, 0x4e));
+    x = _mm512_fmadd_ps(x, _mm512_mask_mov_ps(one, 0xf0f0, m), _mm512_shuffle_f32x4(x, x, 0xb1));
+    return _mm512_fmadd_ps(x, _mm512_mask_mov_ps(one, 0xff00, m), _mm512_shuffle_f32x4(x, x, 0x4e));
 }
 
 /* Of values `step` (a multiple of 8), 2 step, .. n_v / 2 * step apart. */

@@ -31,14 +31,12 @@ INLINE void butterflies(float32x4_t *v, const int n) {
             }
 }
 
-/* The same between the values of one vector: sum, or first less second in the second's place. */
+/* The same between the values of one vector: sum, or first less second in the second's place. The
+ * fused product is by 1 or -1, so nothing is rounded twice or not at all. */
 INLINE float32x4_t butterflies_within(float32x4_t x) {
-    static const uint32_t odd[4] = { 0, 0x80000000u, 0, 0x80000000u };
-    static const uint32_t upper[4] = { 0, 0, 0x80000000u, 0x80000000u };
-    uint32x4_t y = veorq_u32(vreinterpretq_u32_f32(x), vld1q_u32(odd));
-    x = vaddq_f32(vrev64q_f32(x), vreinterpretq_f32_u32(y));
-    y = veorq_u32(vreinterpretq_u32_f32(x), vld1q_u32(upper));
-    return vaddq_f32(vextq_f32(x, x, 2), vreinterpretq_f32_u32(y));
+    static const float a[4] = { 1, -1, 1, -1 }, b[4] = { 1, 1, -1, -1 };
+    x = vfmaq_f32(vrev64q_f32(x), x, vld1q_f32(a));
+    return vfmaq_f32(vextq_f32(x, x, 2), x, vld1q_f32(b));
 }
 
 /* Of values `step` (a multiple of 4), 2 step, .. n_v / 2 * step apart. */
