@@ -35,7 +35,9 @@ test:
 
 bench: program
 	build/dibit bench -m $(MODEL)
-	for t in s2 s3 q4 q8; do build/dibit bench --shape llama-3.2-1b --type $$t || exit 1; done
+	$(call build,build,bench_codecs)
+	build/bench_codecs
+	for t in t2 t3 s2 s3 q4 q8; do build/dibit bench --shape llama-3.2-1b --type $$t || exit 1; done
 
 # One kernel or all against the scalar ones: make kern K=mul_s2 B=1 also times.
 kern:
@@ -89,7 +91,7 @@ help:
 	@echo "make run       streams text from $(MODEL) (P=\"a beginning\" N=tokens MODEL=file)"
 	@echo "make chat      a conversation with it"
 	@echo "make test      builds and runs every test"
-	@echo "make bench     speed of the model here and of a model of 1.2 billion weights, by type"
+	@echo "make bench     speed by type, of the model here and of one of 1.2 billion weights; error by type"
 	@echo "make kern      kernels against the scalar ones (K=prefix of the name, B=1: with timings)"
 	@echo "make lint      who includes whom, lengths, format, symbols;  make format: fixes the format"
 	@echo "make fuzz      each fuzzer for FUZZ_TIME=$(FUZZ_TIME) seconds (T=name: only this one)"
