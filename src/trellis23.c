@@ -64,7 +64,7 @@ void trellis_put_scales(int type, uint8_t *tensor, size_t rows, size_t cols, con
 }
 
 float trellis_scale(int type, double rms) {
-    return (float)(rms / (type == T_T2 ? 1.42 : 2.84));
+    return (float)(rms / (type == T_T2 ? 1.42 : 2.73));
 }
 
 /* ---- rotation ---- */

@@ -39,6 +39,7 @@ struct TrellisEncoder {
     Pool *pool;
     float *d;              /* (rows) row scales, as stored */
     float *inverse;        /* (rows) what makes units of p of a weight; 0 where d is 0 */
+    float *weight;         /* (rows) of its errors among those of its row block */
     uint8_t *forth, *back; /* tables of trellis_step and trellis_back */
     Scratch *scratch;      /* per thread */
     /* the call */
@@ -66,8 +67,8 @@ static void make_tables(TrellisEncoder *e) {
 }
 
 /* Squared distances of w (in units of p) from what p stands for, less the least of each lane. */
-static void make_lut(uint8_t lut[64], int type, const float w[4], float inverse) {
-    float unit = type == T_T2 ? UNIT_T2 : UNIT_T3;
+static void make_lut(uint8_t lut[64], int type, const float w[4], float inverse, float weight) {
+    float unit = weight * (type == T_T2 ? UNIT_T2 : UNIT_T3);
     for (int i = 0; i < 4; i++) {
         float x = w[i] * inverse, dist[9], least = 1e30f;
         x = fminf(fmaxf(x, -16.0f), 16.0f);
@@ -141,7 +142,8 @@ static void encode_tiles(const TrellisEncoder *e, Scratch *s, size_t b0, int n) 
         for (int r = 0; r < n_rows[k]; r++) {
             float w[4];
             get_weights(e, w, r0 + (size_t)r);
-            make_lut(s->lut[r][k], e->type, w, e->inverse[r0 + (size_t)r]);
+            make_lut(s->lut[r][k], e->type, w, e->inverse[r0 + (size_t)r],
+                     e->weight[r0 + (size_t)r]);
         }
     }
     for (int r = 0; r < n_rows[0]; r++) {
@@ -197,6 +199,20 @@ void trellis_encode_all(TrellisEncoder *e, const float *w) {
     e->next_quad = e->cols / 4;
 }
 
+/* Errors count by the square of the row scale, since they are in its units. */
+static void weigh_rows(TrellisEncoder *e) {
+    for (size_t b = 0; b < e->rows; b += T_ROWS) {
+        double sum = 0;
+        size_t n = MIN((size_t)T_ROWS, e->rows - b);
+        for (size_t r = b; r < b + n; r++) sum += (double)e->d[r] * e->d[r];
+        double inverse = sum > 0 ? (double)n / sum : 0;
+        for (size_t r = b; r < b + n; r++) {
+            float v = (float)((double)e->d[r] * e->d[r] * inverse);
+            e->weight[r] = fminf(fmaxf(v, 0.125f), 4.0f); /* what 8 bits can express */
+        }
+    }
+}
+
 static void put_header(TrellisEncoder *e, size_t n_bytes, uint32_t seed, const float *d) {
     memset(e->tensor, 0, n_bytes);
     for (size_t r = 0; r < e->rows; r += T_ROWS) {
@@ -227,16 +243,18 @@ int trellis_encoder_create(TrellisEncoder **out, int type, uint8_t *tensor, size
     e->pool = pool;
     e->inverse = mem_calloc(NULL, rows, sizeof *e->inverse);
     e->d = mem_calloc(NULL, rows, sizeof *e->d);
+    e->weight = mem_calloc(NULL, rows, sizeof *e->weight);
     e->forth = mem_alloc(NULL, TRELLIS_TABLE);
     e->back = mem_alloc(NULL, TRELLIS_TABLE);
     e->scratch = mem_calloc(NULL, (size_t)pool_size(pool), sizeof *e->scratch);
-    bool ok = e->inverse && e->d && e->forth && e->back && e->scratch;
+    bool ok = e->inverse && e->d && e->weight && e->forth && e->back && e->scratch;
     if (!ok || !trellis_bytes(type, rows, cols, &n_bytes)) {
         trellis_encoder_free(out);
         return fail(err, DIBIT_E_MEMORY, "no memory to encode a %zu x %zu matrix", rows, cols);
     }
     make_tables(e);
     put_header(e, n_bytes, seed, d);
+    weigh_rows(e);
     return 0;
 }
 
@@ -244,6 +262,7 @@ void trellis_encoder_free(TrellisEncoder **e) {
     if (!*e) return;
     mem_free(NULL, (*e)->inverse);
     mem_free(NULL, (*e)->d);
+    mem_free(NULL, (*e)->weight);
     mem_free(NULL, (*e)->forth);
     mem_free(NULL, (*e)->back);
     mem_free(NULL, (*e)->scratch);
