@@ -14,12 +14,14 @@ typedef struct Args {
     CliModel model; /* path: a file, or the name of a known model */
     const char *kv, *type, *head;
     int64_t budget_mb;
-    int base, sinks, window;
+    CliKv recent; /* sinks, window, layers */
+    int base;
     bool keep_all, list, verify, json;
 } Args;
 
 typedef struct Row {
     char name[16]; /* "k2", "k3/k2" */
+    ContextTypes types;
     ContextRow plan;
     int kept; /* positions when sliding windows are not made use of; -1: nothing slides */
     bool filled;
@@ -108,16 +110,18 @@ static int sliding(const Report *r) {
 
 static int plan_row(Report *r, const char *text, size_t n) {
     DibitError err = { 0 };
-    int types[2];
-    if (context_types(text, n, types, &err) < 0) return cli_misuse("context", "--kv: %s", err.text);
     if (r->n_rows == MAX_ROWS) return cli_misuse("context", "--kv: at most %d types", MAX_ROWS);
     Row *row = &r->rows[r->n_rows++];
     *row = (Row){ .kept = -1 };
     snprintf(row->name, sizeof row->name, "%.*s", (int)n, text);
-    if (context_plan(&r->model, &r->options, types, &row->plan, &err) < 0) return cli_fail(&err);
+    if (context_types(&row->types, &r->model, text, n, r->a->recent.layers, &err) < 0)
+        return cli_misuse("context", "%s", err.text);
+    if (context_plan(&r->model, &r->options, &row->types, &row->plan, &err) < 0)
+        return cli_fail(&err);
     if (r->named && !r->a->keep_all && sliding(r)) {
         ContextRow kept;
-        if (context_plan(&r->kept, &r->options, types, &kept, &err) < 0) return cli_fail(&err);
+        if (context_plan(&r->kept, &r->options, &row->types, &kept, &err) < 0)
+            return cli_fail(&err);
         row->kept = kept.extended;
     }
     return 0;
@@ -130,8 +134,8 @@ static int plan(Report *r) {
         return cli_misuse("context", "--budget-mb %lld is too large", (long long)a->budget_mb);
     r->options.budget = budget;
     r->options.base = a->base ? a->base : MIN(4096, r->model.n_ctx_train);
-    r->options.sinks = a->sinks;
-    r->options.window = a->window;
+    r->options.sinks = a->recent.sinks;
+    r->options.window = a->recent.window;
     const char *list = strcmp(a->kv, "all") == 0 ? "f16,q8,q4,k3,k2" : a->kv;
     int code = 0, positions = 0;
     for (const char *p = list; code == 0; p++) {
@@ -155,11 +159,10 @@ static int show_progress(void *user, int done, int total) {
     return cli_interrupted();
 }
 
-static int fill(const Report *r, const int types[2], int n_ctx, ContextFill *out) {
+static int fill(const Report *r, const ContextTypes *t, int n_ctx, ContextFill *out) {
     DibitError err = { 0 };
     CliProgress progress = { 0 };
-    int code =
-        context_fill(&r->model, &r->options, types, n_ctx, show_progress, &progress, out, &err);
+    int code = context_fill(&r->model, &r->options, t, n_ctx, show_progress, &progress, out, &err);
     cli_progress_clear(&progress);
     return code ? cli_fail(&err) : 0;
 }
@@ -172,7 +175,7 @@ static int find_fit(const Report *r, Row *row) {
         size_t excess = (f.system - r->f16.system) / row->plan.per_token + 16; /* positions */
         int n = f.n_ctx - (int)MIN(excess, (size_t)f.n_ctx);
         if (n < 1) return 0;
-        int code = fill(r, row->plan.types, n, &f);
+        int code = fill(r, &row->types, n, &f);
         if (code != 0) return code;
     }
     if (f.system && f.system <= r->f16.system) row->fits = f.n_ctx;
@@ -181,24 +184,23 @@ static int find_fit(const Report *r, Row *row) {
 
 /* Whether f16's own row asks for what was filled already. */
 static bool is_base(const Report *r, const Row *row) {
-    return strcmp(row->name, "f16") == 0 && row->plan.extended == r->f16.n_ctx;
+    return strcmp(row->name, "f16") == 0 && !row->types.mixed && row->plan.extended == r->f16.n_ctx;
 }
 
 static int verify(Report *r) {
-    int f16[2], code = 0;
-    DibitError err = { 0 };
+    const ContextTypes f16 = { .mixed = false };
+    int code = 0;
     if (!r->a->verify) return 0;
-    if (context_types("f16", 3, f16, &err) < 0) return cli_fail(&err);
     int base = r->rows[0].plan.base;
     cli_catch_interrupt(NULL);
-    if (base) code = fill(r, f16, base, &r->f16);
+    if (base) code = fill(r, &f16, base, &r->f16);
     for (int i = 0; i < r->n_rows && code == 0; i++) {
         Row *row = &r->rows[i];
         if (row->plan.extended == 0) continue;
         if (is_base(r, row))
             row->fill = r->f16;
         else
-            code = fill(r, row->plan.types, row->plan.extended, &row->fill);
+            code = fill(r, &row->types, row->plan.extended, &row->fill);
         row->filled = code == 0;
         if (code == 0 && base && r->f16.system && row->fill.system) code = find_fit(r, row);
     }
@@ -243,6 +245,7 @@ static void print_head(const Report *r) {
     if (p->causal)
         printf("in q8          the first %d and the last %d positions, beside k3 and k2\n",
                r->options.sinks, r->options.window);
+    if (r->a->recent.layers) printf("layers         %s in every row\n", r->a->recent.layers);
     printf("scratch        of one session with %d threads\n\n", r->options.n_threads);
 }
 
@@ -383,6 +386,7 @@ static int print_json(const Report *r) {
         json_object_set_new(o, "weight_type", json_string(r->a->type));
         json_object_set_new(o, "embedding_type", json_string(r->a->head));
     }
+    if (r->a->recent.layers) json_object_set_new(o, "kv_layers", json_string(r->a->recent.layers));
     if (r->f16.n_ctx) json_object_set_new(o, "verify_base", fill_json(&r->f16, 0, 1));
     json_object_set_new(o, "rows", rows);
     return cli_print_json(o, true);
@@ -432,7 +436,7 @@ static int run(const Args *a) {
 }
 
 int cmd_context(int argc, char **argv) {
-    Args a = { .kv = "all", .type = "q4", .head = "q8", .sinks = 4, .window = 64 };
+    Args a = { .kv = "all", .type = "q4", .head = "q8", .recent = CLI_KV_DEFAULT };
     char names[1024] = "";
     for (int i = 0; shape_at(i); i++) {
         size_t n = strlen(names);
@@ -452,10 +456,7 @@ int cmd_context(int argc, char **argv) {
           1, CONTEXT_LIMIT, NULL },
         { "kv", NULL, CLI_TEXT, &a.kv, "TYPES",
           "cache types, comma-separated; K/V where they differ, as k3/k2", 0, 0, NULL },
-        { "kv-sinks", NULL, CLI_INT, &a.sinks, "N", "first positions that k3 and k2 keep in q8", 0,
-          256, NULL },
-        { "kv-window", NULL, CLI_INT, &a.window, "N",
-          "recent positions that k3 and k2 keep in q8, a multiple of 16", 0, 1 << 20, NULL },
+        CLI_KV_MORE_ROWS(&a.recent),
         { "type", NULL, CLI_TEXT, &a.type, "TYPE", "weights of a model by name", 0, 0, NULL },
         { "head", NULL, CLI_TEXT, &a.head, "TYPE", "embedding and output of a model by name", 0, 0,
           NULL },
@@ -487,7 +488,6 @@ int cmd_context(int argc, char **argv) {
     int code;
     if (!cli_parse(&cmd, argc, argv, &code)) return code;
     if (a.list) return list_models(a.json);
-    if (a.window % 16 != 0)
-        return cli_misuse("context", "--kv-window must be a multiple of 16, not %d", a.window);
+    if ((code = cli_kv_check("context", &a.recent)) != 0) return code;
     return run(&a);
 }

@@ -53,6 +53,10 @@ typedef struct KvType {
 } KvType;
 const KvType *kv_type(int id);
 int kv_type_by_name(const char *name); /* -1 if unknown */
+/* Types of K and V from n characters, "k3" or "k3/k2". False if unknown. */
+bool cache_read_types(const char *text, size_t n, int types[2]);
+/* Changes types, (n_layers, K and V), of the layers that a text as "0,1=q4;5-7=k3/k2" names. */
+int cache_read_layers(const char *text, int n_layers, uint8_t (*types)[2], DibitError *err);
 
 typedef struct CacheShape {
     int n_layers, n_kv_heads, head_dim, n_ctx;

@@ -56,40 +56,51 @@ void context_opened(ContextModel *m, const DibitModelInfo *info) {
 
 /* ---- bytes ---- */
 
-int context_types(const char *text, size_t n, int types[2], DibitError *err) {
-    const char *slash = memchr(text, '/', n), *part[2] = { text, slash ? slash + 1 : text };
-    size_t len[2] = { slash ? (size_t)(slash - text) : n,
-                      slash ? n - (size_t)(slash - text) - 1 : n };
-    for (int side = 0; side < 2; side++) {
-        char name[8] = "";
-        if (len[side] < sizeof name) memcpy(name, part[side], len[side]);
-        types[side] = kv_type_by_name(name);
-        if (types[side] < 0)
-            return fail(err, DIBIT_E_ARGUMENT,
-                        "cache type \"%.*s\" is unknown; known are f16, q8, q4, k3 and k2",
-                        (int)MIN(len[side], 40), part[side]);
+static const ContextTypes f16 = { .mixed = false };
+
+int context_types(ContextTypes *t, const ContextModel *m, const char *text, size_t n,
+                  const char *layers, DibitError *err) {
+    static_assert(CONTEXT_MAX_LAYERS == KV_MAX_LAYERS, "as many as a cache has");
+    int types[2], n_layers = m->parts[0].n_layers;
+    *t = (ContextTypes){ .mixed = layers && *layers };
+    if (!cache_read_types(text, n, types))
+        return fail(err, DIBIT_E_ARGUMENT,
+                    "cache type \"%.*s\" is unknown; known are &f16, q8, q4, k3 and k2",
+                    (int)MIN(n, 40), text);
+    t->k = types[0];
+    t->v = types[1];
+    for (int l = 0; l < MIN(n_layers, KV_MAX_LAYERS); l++) {
+        t->layers[l][0] = (uint8_t)types[0];
+        t->layers[l][1] = (uint8_t)types[1];
     }
-    return 0;
+    if (!t->mixed || n_layers > KV_MAX_LAYERS) return 0; /* the latter is refused by the cache */
+    return cache_read_layers(layers, n_layers, t->layers, err);
 }
 
-static CacheShape cache_shape(const ContextPart *p, const ContextOptions *o, const int types[2],
+/* The type of a side, 0: K, 1: V. */
+static const KvType *type_at_layer(const ContextTypes *t, int layer, int side) {
+    return kv_type(t->mixed ? t->layers[layer][side] : side ? t->v : t->k);
+}
+
+static CacheShape cache_shape(const ContextPart *p, const ContextOptions *o, const ContextTypes *t,
                               int n_ctx) {
     int n = p->fixed ? p->fixed : p->window ? MIN(p->window, n_ctx) : n_ctx;
     return (CacheShape){ .n_layers = p->n_layers,
                          .n_kv_heads = p->n_kv_heads,
                          .head_dim = p->head_dim,
                          .n_ctx = n,
-                         .type_k = types[0],
-                         .type_v = types[1],
+                         .type_k = t->k,
+                         .type_v = t->v,
+                         .layer_types = t->mixed ? t->layers : NULL,
                          .sinks = p->causal ? o->sinks : 0,
                          .window = p->causal ? o->window : 0 };
 }
 
-bool context_kv_bytes(const ContextModel *m, const ContextOptions *o, const int types[2], int n_ctx,
-                      size_t *n_bytes) {
+bool context_kv_bytes(const ContextModel *m, const ContextOptions *o, const ContextTypes *t,
+                      int n_ctx, size_t *n_bytes) {
     size_t total = 0, n;
     for (int i = 0; i < m->n_parts; i++) {
-        CacheShape s = cache_shape(&m->parts[i], o, types, n_ctx);
+        CacheShape s = cache_shape(&m->parts[i], o, t, n_ctx);
         if (!cache_bytes(&s, &n) || !size_add(total, n, &total)) return false;
     }
     *n_bytes = total;
@@ -98,11 +109,16 @@ bool context_kv_bytes(const ContextModel *m, const ContextOptions *o, const int 
 
 enum { BATCH = 256 }; /* tokens of a prefill pass, as in a session that asks for nothing else */
 
-/* What a cache has besides rows. It does not depend on the number of positions or layers. */
-static bool cache_rest(const ContextModel *m, const ContextOptions *o, const int types[2],
+/* What a cache has besides rows: it depends on whether there are records, not on how many positions
+ * or layers. */
+static bool cache_rest(const ContextModel *m, const ContextOptions *o, const ContextTypes *t,
                        int n_batch, size_t *n_bytes) {
     Cache c;
-    CacheShape s = cache_shape(&m->parts[0], o, types, 1);
+    CacheShape s = cache_shape(&m->parts[0], o, t, 1);
+    bool records = false;
+    for (int i = 0; i < 2 * s.n_layers; i++) records |= type_at_layer(t, i / 2, i % 2)->bits != 0;
+    s.type_k = s.type_v = records ? KV_K2 : KV_F16;
+    s.layer_types = NULL;
     s.n_layers = 1;
     s.n_batch = n_batch;
     if (cache_create(&c, &s, NULL, NULL) != 0) return false;
@@ -131,10 +147,10 @@ static bool session_scratch(const ContextModel *m, const ContextOptions *o, int 
            size_add(total, tokens, &total) && size_add(total, candidates, n_bytes);
 }
 
-bool context_scratch_bytes(const ContextModel *m, const ContextOptions *o, const int types[2],
+bool context_scratch_bytes(const ContextModel *m, const ContextOptions *o, const ContextTypes *t,
                            int n_ctx, size_t *n_bytes) {
     size_t rest, n;
-    if (!cache_rest(m, o, types, MIN(BATCH, n_ctx), &rest) || !session_scratch(m, o, n_ctx, &n))
+    if (!cache_rest(m, o, t, MIN(BATCH, n_ctx), &rest) || !session_scratch(m, o, n_ctx, &n))
         return false;
     return size_add(n, rest, n_bytes);
 }
@@ -144,7 +160,7 @@ bool context_scratch_bytes(const ContextModel *m, const ContextOptions *o, const
 typedef struct Search {
     const ContextModel *m;
     const ContextOptions *o;
-    const int *types;
+    const ContextTypes *t;
     size_t limit; /* of the bytes below */
     size_t fixed; /* weights, and rest of the cache where scratch counts */
     bool scratch; /* counts too */
@@ -152,7 +168,7 @@ typedef struct Search {
 
 static bool fits(const Search *s, int n_ctx) {
     size_t total, n;
-    if (!context_kv_bytes(s->m, s->o, s->types, n_ctx, &total)) return false;
+    if (!context_kv_bytes(s->m, s->o, s->t, n_ctx, &total)) return false;
     if (!size_add(total, s->fixed, &total)) return false;
     if (s->scratch && (!session_scratch(s->m, s->o, n_ctx, &n) || !size_add(total, n, &total)))
         return false;
@@ -172,16 +188,14 @@ static int most(const Search *s) {
     return low;
 }
 
-static int search(const ContextModel *m, const ContextOptions *o, const int types[2], int *n,
+static int search(const ContextModel *m, const ContextOptions *o, const ContextTypes *t, int *n,
                   DibitError *err) {
-    static const int f16[2] = { KV_F16, KV_F16 };
-    Search s = { m, o, types, o->budget, 0, o->budget != 0 };
+    Search s = { m, o, t, o->budget, 0, o->budget != 0 };
     if (!o->budget) {
-        if (!context_kv_bytes(m, o, f16, o->base, &s.limit))
+        if (!context_kv_bytes(m, o, &f16, o->base, &s.limit))
             return fail(err, DIBIT_E_MEMORY, "f16 cannot have %d positions of %s", o->base,
                         m->name);
-    } else if (!cache_rest(m, o, types, BATCH, &s.fixed) ||
-               !size_add(s.fixed, m->weights, &s.fixed)) {
+    } else if (!cache_rest(m, o, t, BATCH, &s.fixed) || !size_add(s.fixed, m->weights, &s.fixed)) {
         return fail(err, DIBIT_E_MEMORY, "no memory to plan with");
     }
     *n = most(&s);
@@ -191,13 +205,13 @@ static int search(const ContextModel *m, const ContextOptions *o, const int type
 /* ---- the plan ---- */
 
 /* The error of a shape that no cache can have, which cache_create() words best. */
-static int check_shape(const ContextModel *m, const ContextOptions *o, const int types[2],
+static int check_shape(const ContextModel *m, const ContextOptions *o, const ContextTypes *t,
                        DibitError *err) {
     size_t n;
-    if (context_kv_bytes(m, o, types, 1, &n)) return 0;
+    if (context_kv_bytes(m, o, t, 1, &n)) return 0;
     for (int i = 0; i < m->n_parts; i++) {
         Cache c;
-        CacheShape s = cache_shape(&m->parts[i], o, types, 1);
+        CacheShape s = cache_shape(&m->parts[i], o, t, 1);
         int r = cache_create(&c, &s, NULL, err);
         cache_free(&c);
         if (r != 0) return r;
@@ -205,29 +219,20 @@ static int check_shape(const ContextModel *m, const ContextOptions *o, const int
     return fail(err, DIBIT_E_MEMORY, "the KV cache of %s is too large", m->name);
 }
 
-static size_t position_bytes(const ContextPart *p, const int types[2]) {
-    size_t rows = (size_t)p->n_layers * (size_t)p->n_kv_heads;
-    return rows *
-           (kv_type(types[0])->row_bytes(p->head_dim) + kv_type(types[1])->row_bytes(p->head_dim));
-}
-
-static void count_parts(const ContextModel *m, const ContextOptions *o, ContextRow *row) {
-    static const int f16[2] = { KV_F16, KV_F16 };
-    for (int i = 0; i < m->n_parts; i++) {
-        const ContextPart *p = &m->parts[i];
-        CacheShape s = cache_shape(p, o, row->types, 1);
-        size_t q8 = kv_type(KV_Q8)->row_bytes(p->head_dim), n = 0;
-        size_t heads = (size_t)p->n_layers * (size_t)p->n_kv_heads;
-        for (int side = 0; side < 2; side++)
-            if (kv_type(row->types[side])->bits) n += heads * q8;
-        row->sinks += n * (size_t)s.sinks;
-        row->window += n * (size_t)s.window;
-        if (p->fixed) {
-            if (cache_bytes(&s, &n)) row->fixed += n;
-        } else {
-            row->per_token += position_bytes(p, row->types);
-            row->f16_per_token += position_bytes(p, f16);
+static void count_part(const ContextPart *p, const ContextOptions *o, const ContextTypes *t,
+                       ContextRow *row) {
+    CacheShape s = cache_shape(p, o, t, 1);
+    size_t heads = (size_t)p->n_kv_heads, q8 = heads * kv_type(KV_Q8)->row_bytes(p->head_dim), n;
+    if (p->fixed && cache_bytes(&s, &n)) row->fixed += n;
+    for (int i = 0; i < 2 * p->n_layers; i++) {
+        const KvType *type = type_at_layer(t, i / 2, i % 2);
+        if (type->bits) {
+            row->sinks += q8 * (size_t)s.sinks;
+            row->window += q8 * (size_t)s.window;
         }
+        if (p->fixed) continue;
+        row->per_token += heads * type->row_bytes(p->head_dim);
+        row->f16_per_token += heads * kv_type(KV_F16)->row_bytes(p->head_dim);
     }
 }
 
@@ -237,26 +242,25 @@ static bool bounded(const ContextModel *m) {
     return false;
 }
 
-int context_plan(const ContextModel *m, const ContextOptions *o, const int types[2],
+int context_plan(const ContextModel *m, const ContextOptions *o, const ContextTypes *t,
                  ContextRow *row, DibitError *err) {
-    static const int f16[2] = { KV_F16, KV_F16 };
     assert(o->budget || o->base > 0);
-    *row = (ContextRow){ .types = { types[0], types[1] } };
-    int r = check_shape(m, o, types, err);
-    if (r == 0) r = search(m, o, f16, &row->base, err);
-    if (r == 0) r = search(m, o, types, &row->extended, err);
+    *row = (ContextRow){ .base = 0 };
+    int r = check_shape(m, o, t, err);
+    if (r == 0) r = search(m, o, &f16, &row->base, err);
+    if (r == 0) r = search(m, o, t, &row->extended, err);
     if (r != 0) return r;
     if (row->extended == CONTEXT_LIMIT && !bounded(m)) {
         row->unbounded = true;
         row->extended = m->n_ctx_train;
         row->base = MIN(row->base, m->n_ctx_train);
     }
-    count_parts(m, o, row);
+    for (int i = 0; i < m->n_parts; i++) count_part(&m->parts[i], o, t, row);
     row->ratio = row->base ? (double)row->extended / row->base : 0;
     if (row->extended == 0) return 0;
-    if (!context_kv_bytes(m, o, f16, row->extended, &row->kv_f16)) row->kv_f16 = SIZE_MAX;
-    if (!context_kv_bytes(m, o, types, row->extended, &row->kv) ||
-        !context_scratch_bytes(m, o, types, row->extended, &row->scratch))
+    if (!context_kv_bytes(m, o, &f16, row->extended, &row->kv_f16)) row->kv_f16 = SIZE_MAX;
+    if (!context_kv_bytes(m, o, t, row->extended, &row->kv) ||
+        !context_scratch_bytes(m, o, t, row->extended, &row->scratch))
         return fail(err, DIBIT_E_MEMORY, "%d positions of %s are too large for this machine",
                     row->extended, m->name);
     return 0;

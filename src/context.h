@@ -39,18 +39,26 @@ typedef struct ContextOptions {
     int sinks, window, n_threads;
 } ContextOptions;
 
-/* K and V types from "k3" or "k3/k2". */
-int context_types(const char *text, size_t n, int types[2], DibitError *err);
+enum { CONTEXT_MAX_LAYERS = 1024 };
+typedef struct ContextTypes { /* zeros: f16 */
+    int k, v;
+    bool mixed;                            /* layers differ: */
+    uint8_t layers[CONTEXT_MAX_LAYERS][2]; /* their types */
+} ContextTypes;
+
+/* From n characters, "k3" or "k3/k2", and text for single layers of m as DibitSessionOptions'
+ * cache_layers, or NULL. */
+int context_types(ContextTypes *t, const ContextModel *m, const char *text, size_t n,
+                  const char *layers, DibitError *err);
 
 /* Bytes of the cache, and of all else that a session of n_ctx positions allocates but a few
  * hundred. False when they wrap or the shape is not supported. */
-bool context_kv_bytes(const ContextModel *m, const ContextOptions *o, const int types[2], int n_ctx,
-                      size_t *n_bytes);
-bool context_scratch_bytes(const ContextModel *m, const ContextOptions *o, const int types[2],
+bool context_kv_bytes(const ContextModel *m, const ContextOptions *o, const ContextTypes *t,
+                      int n_ctx, size_t *n_bytes);
+bool context_scratch_bytes(const ContextModel *m, const ContextOptions *o, const ContextTypes *t,
                            int n_ctx, size_t *n_bytes);
 
 typedef struct ContextRow {
-    int types[2];
     int base;           /* positions that f16 has in the budget */
     int extended;       /* positions that these types have */
     bool unbounded;     /* sliding windows: as many as the model was trained for, at least */
@@ -63,7 +71,7 @@ typedef struct ContextRow {
 } ContextRow;
 
 /* One row of the plan. A budget that is too small for a single position gives 0 positions. */
-int context_plan(const ContextModel *m, const ContextOptions *o, const int types[2],
+int context_plan(const ContextModel *m, const ContextOptions *o, const ContextTypes *t,
                  ContextRow *row, DibitError *err);
 
 typedef struct ContextFill {
@@ -79,7 +87,7 @@ typedef struct ContextFill {
 /* Makes a cache of n_ctx positions, fills all of them with pseudo-random vectors and sees that not
  * one more fits. For a model of one part that does not slide. progress may be NULL; non-zero stops
  * it. */
-int context_fill(const ContextModel *m, const ContextOptions *o, const int types[2], int n_ctx,
+int context_fill(const ContextModel *m, const ContextOptions *o, const ContextTypes *t, int n_ctx,
                  int (*progress)(void *user, int done, int total), void *user, ContextFill *out,
                  DibitError *err);
 #endif

@@ -107,7 +107,7 @@ static int prepare(Filler *f, const CacheShape *s, int n_threads, DibitError *er
     return r;
 }
 
-int context_fill(const ContextModel *m, const ContextOptions *o, const int types[2], int n_ctx,
+int context_fill(const ContextModel *m, const ContextOptions *o, const ContextTypes *t, int n_ctx,
                  int (*progress)(void *user, int done, int total), void *user, ContextFill *out,
                  DibitError *err) {
     const ContextPart *p = &m->parts[0];
@@ -116,8 +116,9 @@ int context_fill(const ContextModel *m, const ContextOptions *o, const int types
                      .n_kv_heads = p->n_kv_heads,
                      .head_dim = p->head_dim,
                      .n_ctx = n_ctx,
-                     .type_k = types[0],
-                     .type_v = types[1],
+                     .type_k = t->k,
+                     .type_v = t->v,
+                     .layer_types = t->mixed ? t->layers : NULL,
                      .sinks = o->sinks,
                      .window = o->window,
                      .n_batch = BATCH };
@@ -125,7 +126,7 @@ int context_fill(const ContextModel *m, const ContextOptions *o, const int types
     Filler f = { .seed = 1 };
     Cache c = { .n_past = 0 };
     *out = (ContextFill){ .n_ctx = n_ctx };
-    if (!context_kv_bytes(m, o, types, n_ctx, &out->promised))
+    if (!context_kv_bytes(m, o, t, n_ctx, &out->promised))
         return fail(err, DIBIT_E_MEMORY, "%d positions are too many", n_ctx);
     size_t available = read_kb("/proc/meminfo", "MemAvailable:");
     if (available && out->promised > available)

@@ -43,60 +43,11 @@ static size_t memory_available(void) {
 
 typedef uint8_t LayerTypes[KV_MAX_LAYERS][2];
 
-static int type_of(const char *name, size_t n) {
-    char text[8];
-    if (n >= sizeof text) return -1;
-    memcpy(text, name, n);
-    text[n] = 0;
-    return kv_type_by_name(text);
-}
-
 static int read_type(const char *name, int *type, DibitError *err) {
     *type = name ? kv_type_by_name(name) : KV_F16;
     if (*type >= 0) return 0;
     return fail(err, DIBIT_E_ARGUMENT,
                 "cache type \"%.40s\" is unknown; known are f16, q8, q4, k3 and k2", name);
-}
-
-/* A layer's number at *p, which moves behind it; -1 if there is none. */
-static int read_layer(const char **p) {
-    int n = 0;
-    if (**p < '0' || **p > '9') return -1;
-    for (; **p >= '0' && **p <= '9'; ++*p) n = MIN(10 * n + **p - '0', KV_MAX_LAYERS);
-    return n;
-}
-
-/* One entry of cache_layers, as "5-7,9=k3/k2". */
-static int read_entry(const char *entry, int length, int n_layers, LayerTypes types,
-                      DibitError *err) {
-    const char *end = entry + length, *p = memchr(entry, '=', (size_t)length);
-    if (!p)
-        return fail(err, DIBIT_E_ARGUMENT,
-                    "cache_layers: \"%.*s\" is not layers=type, as in 0,1=q4 or 5-7=k3/k2",
-                    MIN(length, 60), entry);
-    const char *slash = memchr(p, '/', (size_t)(end - p)), *v = slash ? slash + 1 : p + 1;
-    int k_type = type_of(p + 1, (size_t)((slash ? slash : end) - p - 1));
-    int v_type = type_of(v, (size_t)(end - v));
-    if (k_type < 0 || v_type < 0)
-        return fail(err, DIBIT_E_ARGUMENT,
-                    "cache_layers: \"%.*s\" names an unknown type; known are f16, q8, q4, k3 and "
-                    "k2, or two with a slash between",
-                    MIN(length, 60), entry);
-    for (p = entry;; p++) {
-        const char *from = p;
-        int first = read_layer(&p), last = first;
-        if (first >= 0 && *p == '-') p++, last = read_layer(&p);
-        if (first < 0 || last < first || last >= n_layers || (*p != ',' && *p != '='))
-            return fail(err, DIBIT_E_ARGUMENT,
-                        "cache_layers: \"%.*s\" is not a layer or a range of them; the model has "
-                        "layers 0 to %d",
-                        (int)MIN(strcspn(from, ",="), 60u), from, n_layers - 1);
-        for (int l = first; l <= last; l++) {
-            types[l][0] = (uint8_t)k_type;
-            types[l][1] = (uint8_t)v_type;
-        }
-        if (*p == '=') return 0;
-    }
 }
 
 /* Fills in the types of all layers, which the shape then refers to. */
@@ -107,14 +58,7 @@ static int read_layers(const char *text, CacheShape *shape, LayerTypes types, Di
         types[l][1] = (uint8_t)shape->type_v;
     }
     shape->layer_types = (const uint8_t(*)[2])types;
-    for (;;) {
-        size_t n = strcspn(text, ";");
-        if (n > 4096)
-            return fail(err, DIBIT_E_ARGUMENT, "cache_layers: an entry of %zu characters", n);
-        int r = read_entry(text, (int)n, shape->n_layers, types, err);
-        if (r != 0 || !text[n]) return r;
-        text += n + 1;
-    }
+    return cache_read_layers(text, shape->n_layers, types, err);
 }
 
 /* The choice of the calibration where the text is "auto". Its entries are checked as a user's. */

@@ -9,8 +9,10 @@
 #include "context.h"
 #include "shape.h"
 
-static const int all_types[][2] = { { KV_F16, KV_F16 }, { KV_Q8, KV_Q8 }, { KV_Q4, KV_Q4 },
-                                    { KV_K3, KV_K3 },   { KV_K2, KV_K2 }, { KV_K3, KV_K2 } };
+static const ContextTypes all_types[] = {
+    { .k = KV_F16, .v = KV_F16 }, { .k = KV_Q8, .v = KV_Q8 }, { .k = KV_Q4, .v = KV_Q4 },
+    { .k = KV_K3, .v = KV_K3 },   { .k = KV_K2, .v = KV_K2 }, { .k = KV_K3, .v = KV_K2 }
+};
 static const ContextOptions base4096 = { 0, 4096, 4, 64, 2 };
 
 static ContextModel named(const char *name) {
@@ -23,7 +25,8 @@ static ContextModel named(const char *name) {
 static ContextRow planned(const ContextModel *m, const ContextOptions *o, int k, int v) {
     ContextRow row;
     DibitError err = { 0 };
-    if (context_plan(m, o, (int[]){ k, v }, &row, &err) != 0) die("%s: %s", m->name, err.text);
+    if (context_plan(m, o, &(ContextTypes){ .k = k, .v = v }, &row, &err) != 0)
+        die("%s: %s", m->name, err.text);
     return row;
 }
 
@@ -108,7 +111,7 @@ static void bytes_per_token_by_hand(void **state) {
         ContextModel m = named(rows[i].name);
         const size_t want[] = { rows[i].f16, rows[i].q8, rows[i].q4, rows[i].k3, rows[i].k2 };
         for (size_t t = 0; t < 5; t++) {
-            ContextRow r = planned(&m, &base4096, all_types[t][0], all_types[t][1]);
+            ContextRow r = planned(&m, &base4096, all_types[t].k, all_types[t].v);
             if (r.per_token != want[t] || r.f16_per_token != want[0])
                 die("%s, type %zu: %zu bytes", m.name, t, r.per_token);
         }
@@ -152,7 +155,7 @@ static void sliding_windows_stop_growing(void **state) {
     (void)state;
     ContextModel m = named("mistral-7b");
     size_t at, beyond;
-    const int f16[2] = { KV_F16, KV_F16 }, k2[2] = { KV_K2, KV_K2 };
+    const ContextTypes *f16 = &all_types[0], *k2 = &all_types[4];
     assert_true(context_kv_bytes(&m, &base4096, f16, 4096, &at));
     assert_true(context_kv_bytes(&m, &base4096, f16, 32768, &beyond));
     assert_int_equal(at, (size_t)4096 * 131072);
@@ -208,28 +211,29 @@ static void the_plan_is_what_the_cache_takes(void **state) {
         for (int base = 300; base < 316; base += 5) {
             ContextOptions o = { 0, base, 4, 64, 1 };
             size_t budget, more;
-            ContextRow r = planned(&m, &o, all_types[i][0], all_types[i][1]);
+            ContextRow r = planned(&m, &o, all_types[i].k, all_types[i].v);
             CacheShape s = { .n_layers = 2,
                              .n_kv_heads = 2,
                              .head_dim = 64,
                              .n_ctx = r.extended,
-                             .type_k = all_types[i][0],
-                             .type_v = all_types[i][1],
+                             .type_k = all_types[i].k,
+                             .type_v = all_types[i].v,
                              .sinks = 4,
                              .window = 64 };
             Cache c;
-            assert_true(context_kv_bytes(&m, &o, all_types[0], base, &budget));
+            assert_true(context_kv_bytes(&m, &o, &all_types[0], base, &budget));
             assert_int_equal(cache_create(&c, &s, NULL, NULL), 0);
             assert_int_equal(cache_allocated(&c), r.kv);
             assert_true(r.kv <= budget);
             cache_free(&c);
-            assert_true(context_kv_bytes(&m, &o, all_types[i], r.extended + 1, &more));
+            assert_true(context_kv_bytes(&m, &o, &all_types[i], r.extended + 1, &more));
             assert_true(more > budget);
         }
 }
 
 /* Weights, scratch and cache of n positions, or SIZE_MAX. */
-static size_t total_at(const ContextModel *m, const ContextOptions *o, const int types[2], int n) {
+static size_t total_at(const ContextModel *m, const ContextOptions *o, const ContextTypes *types,
+                       int n) {
     size_t kv, scratch;
     if (!context_kv_bytes(m, o, types, n, &kv) || !context_scratch_bytes(m, o, types, n, &scratch))
         return SIZE_MAX;
@@ -243,7 +247,7 @@ static void the_longest_that_fits(void **state) {
         int before = 0;
         for (size_t mb = 90; mb < 3000; mb += mb / 3) {
             ContextOptions o = { mb << 20, 0, 4, 64, 3 };
-            ContextRow r = planned(&m, &o, all_types[i][0], all_types[i][1]);
+            ContextRow r = planned(&m, &o, all_types[i].k, all_types[i].v);
             ContextRow f16 = planned(&m, &o, KV_F16, KV_F16);
             assert_true(r.extended >= before); /* more memory, never less context */
             assert_true(r.extended >= f16.extended);
@@ -251,12 +255,12 @@ static void the_longest_that_fits(void **state) {
             before = r.extended;
             if (r.extended == 0) continue;
             assert_int_equal(m.weights + r.kv + r.scratch,
-                             total_at(&m, &o, all_types[i], r.extended));
+                             total_at(&m, &o, &all_types[i], r.extended));
             assert_true(m.weights + r.kv + r.scratch <= o.budget);
             /* at less than a batch the scratch of the cache is a little smaller than planned with
              */
             if (r.extended >= 256)
-                assert_true(total_at(&m, &o, all_types[i], r.extended + 1) > o.budget);
+                assert_true(total_at(&m, &o, &all_types[i], r.extended + 1) > o.budget);
         }
         assert_true(before > 100000);
     }
@@ -265,7 +269,7 @@ static void the_longest_that_fits(void **state) {
 static void budgets_at_their_edges(void **state) {
     (void)state;
     ContextModel m = named("llama-3.2-1b");
-    const int f16[2] = { KV_F16, KV_F16 };
+    const ContextTypes *f16 = &all_types[0];
     ContextOptions o = { 1, 0, 4, 64, 2 };
     ContextRow r = planned(&m, &o, KV_K2, KV_K2);
     assert_int_equal(r.extended, 0);
@@ -300,19 +304,49 @@ static void shapes_that_no_cache_has(void **state) {
     ContextRow r;
     DibitError err = { 0 };
     m.parts[0] = (ContextPart){ 2, 2, 40, 0, 0, true }; /* no record of 40 values */
-    assert_int_equal(context_plan(&m, &o, all_types[4], &r, &err), DIBIT_E_UNSUPPORTED);
+    assert_int_equal(context_plan(&m, &o, &all_types[4], &r, &err), DIBIT_E_UNSUPPORTED);
     assert_non_null(strstr(err.text, "multiple of 16"));
-    assert_int_equal(context_plan(&m, &o, all_types[1], &r, &err), 0);
+    assert_int_equal(context_plan(&m, &o, &all_types[1], &r, &err), 0);
     o.window = 40;
-    assert_int_equal(context_plan(&m, &o, all_types[1], &r, &err), DIBIT_E_UNSUPPORTED);
-    int types[2];
-    assert_int_equal(context_types("k3/k2", 5, types, NULL), 0);
-    assert_true(types[0] == KV_K3 && types[1] == KV_K2);
-    assert_int_equal(context_types("q8,rest", 2, types, NULL), 0);
-    assert_true(types[0] == KV_Q8 && types[1] == KV_Q8);
+    assert_int_equal(context_plan(&m, &o, &all_types[1], &r, &err), DIBIT_E_UNSUPPORTED);
+    ContextTypes t;
+    assert_int_equal(context_types(&t, &m, "k3/k2", 5, NULL, NULL), 0);
+    assert_true(t.k == KV_K3 && t.v == KV_K2 && !t.mixed);
+    assert_int_equal(context_types(&t, &m, "q8,rest", 2, "", NULL), 0);
+    assert_true(t.k == KV_Q8 && t.v == KV_Q8);
     static const char *const bad[] = { "", "/", "k2/", "/k2", "k2/k3/q4", "k4", "a long name" };
     for (size_t i = 0; i < ARRAY_LEN(bad); i++)
-        assert_int_equal(context_types(bad[i], strlen(bad[i]), types, &err), DIBIT_E_ARGUMENT);
+        assert_int_equal(context_types(&t, &m, bad[i], strlen(bad[i]), NULL, &err),
+                         DIBIT_E_ARGUMENT);
+    assert_int_equal(context_types(&t, &m, "k2", 2, "2=q4", &err), DIBIT_E_ARGUMENT);
+    assert_non_null(strstr(err.text, "layers 0 to 1"));
+}
+
+/* Llama 3.2 1B, 16 layers of 8 heads of 64, two of them in q4 and one with V in f16: by hand. */
+static void single_layers(void **state) {
+    (void)state;
+    ContextModel m = named("llama-3.2-1b");
+    ContextTypes t;
+    ContextRow r;
+    assert_int_equal(context_types(&t, &m, "k2", 2, "0,15=q4;7=k3/f16", NULL), 0);
+    assert_int_equal(context_plan(&m, &base4096, &t, &r, NULL), 0);
+    size_t records = 8 * (13 * 2 * 16 + 24), rows = 8 * (2 * 2 * 36 + 128), sides = 13 * 2 + 1;
+    assert_int_equal(r.per_token, records + rows);
+    assert_int_equal(r.sinks + r.window, sides * 8 * 68 * 66);
+    CacheShape s = { .n_layers = 16, .n_kv_heads = 8, .head_dim = 64, .n_ctx = r.extended };
+    s.layer_types = t.layers;
+    s.sinks = 4;
+    s.window = 64;
+    size_t n, budget = (size_t)4096 * 32768;
+    assert_true(cache_bytes(&s, &n));
+    assert_int_equal(n, r.kv);
+    assert_true(n <= budget);
+    s.n_ctx++;
+    assert_true(cache_bytes(&s, &n) && n > budget);
+    /* all layers named: as that type */
+    assert_int_equal(context_types(&t, &m, "f16", 3, "0-15=k2", NULL), 0);
+    assert_int_equal(context_plan(&m, &base4096, &t, &r, NULL), 0);
+    assert_int_equal(r.extended, planned(&m, &base4096, KV_K2, KV_K2).extended);
 }
 
 /* ---- against a session ---- */
@@ -342,8 +376,8 @@ static void scratch_is_what_a_session_has(void **state) {
             assert_int_equal(dibit_session_memory(e, &so, &said, NULL), 0);
             assert_memory_equal(&said, &memory, sizeof said);
             dibit_session_free(&s);
-            assert_true(context_kv_bytes(&m, &o, all_types[i], ctx[k], &kv));
-            assert_true(context_scratch_bytes(&m, &o, all_types[i], ctx[k], &scratch));
+            assert_true(context_kv_bytes(&m, &o, &all_types[i], ctx[k], &kv));
+            assert_true(context_scratch_bytes(&m, &o, &all_types[i], ctx[k], &scratch));
             assert_int_equal(kv, memory.kv);
             assert_int_equal(m.weights, memory.weights);
             if (i < 3) { /* without the few bytes of a piece's text */
@@ -364,8 +398,8 @@ static void a_promise_is_filled(void **state) {
     for (size_t i = 0; i < ARRAY_LEN(all_types); i++) {
         ContextFill f;
         DibitError err = { 0 };
-        ContextRow r = planned(&m, &o, all_types[i][0], all_types[i][1]);
-        if (context_fill(&m, &o, all_types[i], r.extended, NULL, NULL, &f, &err) != 0)
+        ContextRow r = planned(&m, &o, all_types[i].k, all_types[i].v);
+        if (context_fill(&m, &o, &all_types[i], r.extended, NULL, NULL, &f, &err) != 0)
             die("%s", err.text);
         assert_int_equal(f.n_ctx, r.extended);
         assert_int_equal(f.promised, r.kv);
@@ -387,10 +421,10 @@ static void a_fill_can_be_refused(void **state) {
     ContextFill f;
     DibitError err = { 0 };
     m.parts[0] = (ContextPart){ 2, 2, 64, 0, 0, true };
-    assert_int_equal(context_fill(&m, &base4096, all_types[0], 512, stop_at_once, NULL, &f, &err),
+    assert_int_equal(context_fill(&m, &base4096, &all_types[0], 512, stop_at_once, NULL, &f, &err),
                      DIBIT_E_CANCELLED);
     m.parts[0] = (ContextPart){ 1024, 1024, 256, 0, 0, true };
-    assert_int_equal(context_fill(&m, &base4096, all_types[0], 1 << 30, NULL, NULL, &f, &err),
+    assert_int_equal(context_fill(&m, &base4096, &all_types[0], 1 << 30, NULL, NULL, &f, &err),
                      DIBIT_E_MEMORY);
     assert_true(strlen(err.text) > 10);
 }
@@ -498,6 +532,10 @@ static void windows_both_ways(void **state) {
     assert_true(number(row, "extended_context_keep_all") == 32544);
     assert_true(number(o, "sliding_window") == 4096);
     json_decref(o);
+    o = context_json("--model", "llama-3.2-1b", "--kv", "k2", "--kv-layers", "0,1=q4");
+    assert_true(number(row_of(o, "k2"), "bytes_per_token") == 8 * 2 * (14 * 16 + 2 * 36));
+    assert_string_equal(json_string_value(json_object_get(o, "kv_layers")), "0,1=q4");
+    json_decref(o);
     o = context_json("--model", "mistral-7b", "--kv", "k2", "--keep-all");
     assert_true(number(row_of(o, "k2"), "extended_context") == 32544);
     json_decref(o);
@@ -538,6 +576,7 @@ static void mistakes_are_named(void **state) {
     expect_error(run(NULL, "context", "--model", "smollm2-135m", "--head", "q9"), "\"q9\"");
     expect(run(NULL, "context", "--model", "llama-2-7b", "--kv", "k2,k9"), 2, "\"k9\"");
     expect(run(NULL, "context", "--model", "llama-2-7b", "--kv", "k2,"), 2, "unknown");
+    expect(run(NULL, "context", "--model", "llama-2-7b", "--kv-layers", "40=k2"), 2, "0 to 31");
     expect(run(NULL, "context", "--model", "llama-2-7b", "--kv-window", "40"), 2, "multiple of 16");
     expect(run(NULL, "context", "--model", "llama-2-7b", "--budget-mb", "0"), 2, "--budget-mb");
     expect(run(NULL, "context", "--model", "llama-2-7b", "--budget-mb", "-5"), 2, "--budget-mb");
@@ -610,6 +649,7 @@ int main(void) {
         cmocka_unit_test(the_longest_that_fits),
         cmocka_unit_test(budgets_at_their_edges),
         cmocka_unit_test(shapes_that_no_cache_has),
+        cmocka_unit_test(single_layers),
         cmocka_unit_test(scratch_is_what_a_session_has),
         cmocka_unit_test(a_promise_is_filled),
         cmocka_unit_test(a_fill_can_be_refused),
