@@ -116,8 +116,13 @@ static int plan_row(Report *r, const char *text, size_t n) {
     snprintf(row->name, sizeof row->name, "%.*s", (int)n, text);
     if (context_types(&row->types, &r->model, text, n, r->a->recent.layers, &err) < 0)
         return cli_misuse("context", "%s", err.text);
-    if (context_plan(&r->model, &r->options, &row->types, &row->plan, &err) < 0)
-        return cli_fail(&err);
+    int code = context_plan(&r->model, &r->options, &row->types, &row->plan, &err);
+    if (code == DIBIT_E_UNSUPPORTED && strcmp(r->a->kv, "all") == 0) { /* all that it can have */
+        r->n_rows--;
+        fprintf(stderr, "dibit: warning: no %s: %s\n", row->name, err.text);
+        return 0;
+    }
+    if (code < 0) return cli_fail(&err);
     if (r->named && !r->a->keep_all && sliding(r)) {
         ContextRow kept;
         if (context_plan(&r->kept, &r->options, &row->types, &kept, &err) < 0)
@@ -144,6 +149,8 @@ static int plan(Report *r) {
         p += n;
         if (!*p) break;
     }
+    if (code == 0 && r->n_rows == 0)
+        return cli_error("no cache type fits the heads of %s", r->model.name);
     for (int i = 0; i < r->n_rows; i++) positions = MAX(positions, r->rows[i].plan.extended);
     if (code == 0 && positions == 0)
         return cli_error("a budget of %zu bytes holds no position: the weights of %s take %zu, a "

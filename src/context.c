@@ -161,18 +161,18 @@ typedef struct Search {
     const ContextModel *m;
     const ContextOptions *o;
     const ContextTypes *t;
-    size_t limit; /* of the bytes below */
-    size_t fixed; /* weights, and rest of the cache where scratch counts */
-    bool scratch; /* counts too */
+    size_t limit;
+    size_t rest; /* cache_rest() of a whole batch */
 } Search;
 
 static bool fits(const Search *s, int n_ctx) {
-    size_t total, n;
+    size_t total, scratch, rest = s->rest;
     if (!context_kv_bytes(s->m, s->o, s->t, n_ctx, &total)) return false;
-    if (!size_add(total, s->fixed, &total)) return false;
-    if (s->scratch && (!session_scratch(s->m, s->o, n_ctx, &n) || !size_add(total, n, &total)))
-        return false;
-    return total <= s->limit;
+    if (!s->o->budget) return total <= s->limit;
+    if (n_ctx < BATCH && !cache_rest(s->m, s->o, s->t, n_ctx, &rest)) return false;
+    return session_scratch(s->m, s->o, n_ctx, &scratch) && size_add(total, scratch, &total) &&
+           size_add(total, rest, &total) && size_add(total, s->m->weights, &total) &&
+           total <= s->limit;
 }
 
 /* The most positions that fit, 0 to CONTEXT_LIMIT. */
@@ -190,14 +190,11 @@ static int most(const Search *s) {
 
 static int search(const ContextModel *m, const ContextOptions *o, const ContextTypes *t, int *n,
                   DibitError *err) {
-    Search s = { m, o, t, o->budget, 0, o->budget != 0 };
-    if (!o->budget) {
-        if (!context_kv_bytes(m, o, &f16, o->base, &s.limit))
-            return fail(err, DIBIT_E_MEMORY, "f16 cannot have %d positions of %s", o->base,
-                        m->name);
-    } else if (!cache_rest(m, o, t, BATCH, &s.fixed) || !size_add(s.fixed, m->weights, &s.fixed)) {
+    Search s = { m, o, t, o->budget, 0 };
+    if (o->budget && !cache_rest(m, o, t, BATCH, &s.rest))
         return fail(err, DIBIT_E_MEMORY, "no memory to plan with");
-    }
+    if (!o->budget && !context_kv_bytes(m, o, &f16, o->base, &s.limit))
+        return fail(err, DIBIT_E_MEMORY, "f16 cannot have %d positions of %s", o->base, m->name);
     *n = most(&s);
     return 0;
 }
