@@ -7,10 +7,11 @@
 
 #include "codec.h"
 
-#define W      8
-#define PARTS  2
-#define TOKENS 3
-#define COLS   2
+#define W          8
+#define PARTS      2
+#define TOKENS     3
+#define COLS       2
+#define SCORE_ROWS 2
 
 typedef __m256 V;
 
@@ -46,6 +47,11 @@ static inline V v_abs(V a) {
 }
 static inline V v_max(V x, V m) {
     return _mm256_max_ps(x, m); /* the second one when either is NaN */
+}
+static inline float v_top(V a) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
 }
 static inline V v_pick(V a, V b, V x, V y) {
     return _mm256_blendv_ps(y, x, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
@@ -101,6 +107,25 @@ static inline void v_tree4(float *y, const V *s0, const V *s1, const V *s2, cons
     __m128 ab = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a)); /* a0 a1 b0 b1 */
     __m128 cd = _mm_add_ps(_mm_movelh_ps(c, d), _mm_movehl_ps(d, c));
     _mm_storeu_ps(y, _mm_add_ps(_mm_shuffle_ps(ab, cd, 0x88), _mm_shuffle_ps(ab, cd, 0xdd)));
+}
+
+/* Lanes j and j+4, j and j+2, 0 and 1 of two rows and four queries side by side. */
+static inline void v_tree_rows(float *s, size_t lds, V sum[SCORE_ROWS][4]) {
+    V h[2];
+    for (int t = 0; t < 4; t += 2) {
+        V g[SCORE_ROWS];
+        for (int r = 0; r < SCORE_ROWS; r++)
+            g[r] = _mm256_add_ps(_mm256_permute2f128_ps(sum[r][t], sum[r][t + 1], 0x20),
+                                 _mm256_permute2f128_ps(sum[r][t], sum[r][t + 1], 0x31));
+        h[t / 2] =
+            _mm256_add_ps(_mm256_shuffle_ps(g[0], g[1], 0x44), _mm256_shuffle_ps(g[0], g[1], 0xee));
+    }
+    V y = _mm256_add_ps(_mm256_shuffle_ps(h[0], h[1], 0x88), _mm256_shuffle_ps(h[0], h[1], 0xdd));
+    __m128 even = _mm256_castps256_ps128(y), odd = _mm256_extractf128_ps(y, 1); /* queries */
+    _mm_storel_pi((__m64 *)(void *)s, even);
+    _mm_storel_pi((__m64 *)(void *)(s + lds), odd);
+    _mm_storeh_pi((__m64 *)(void *)(s + 2 * lds), even);
+    _mm_storeh_pi((__m64 *)(void *)(s + 3 * lds), odd);
 }
 
 /* |k| times q with the sign of k: pairs of products are at most 2 * 128 * 127 and fit 16 bits. */

@@ -7,10 +7,11 @@
 
 #include "codec.h"
 
-#define W      16
-#define PARTS  1
-#define TOKENS 5
-#define COLS   4
+#define W          16
+#define PARTS      1
+#define TOKENS     5
+#define COLS       4
+#define SCORE_ROWS 4
 
 typedef __m512 V;
 
@@ -46,6 +47,12 @@ static inline V v_abs(V a) {
 }
 static inline V v_max(V x, V m) {
     return _mm512_max_ps(x, m); /* the second one when either is NaN */
+}
+static inline float v_top(V a) {
+    __m256 h = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
 }
 static inline V v_pick(V a, V b, V x, V y) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
@@ -103,6 +110,26 @@ static inline void v_tree4(float *y, const V *s0, const V *s1, const V *s2, cons
     __m128 ab = _mm_add_ps(_mm_movelh_ps(a, b), _mm_movehl_ps(b, a)); /* a0 a1 b0 b1 */
     __m128 cd = _mm_add_ps(_mm_movelh_ps(c, d), _mm_movehl_ps(d, c));
     _mm_storeu_ps(y, _mm_add_ps(_mm_shuffle_ps(ab, cd, 0x88), _mm_shuffle_ps(ab, cd, 0xdd)));
+}
+
+/* Lanes j and j+8, j and j+4, j and j+2, 0 and 1 of four rows and four queries side by side. */
+static inline void v_tree_rows(float *s, size_t lds, V sum[SCORE_ROWS][4]) {
+    V g[SCORE_ROWS];
+    for (int r = 0; r < SCORE_ROWS; r++) {
+        V *q = sum[r];
+        V a = _mm512_add_ps(_mm512_shuffle_f32x4(q[0], q[1], 0x44),
+                            _mm512_shuffle_f32x4(q[0], q[1], 0xee));
+        V b = _mm512_add_ps(_mm512_shuffle_f32x4(q[2], q[3], 0x44),
+                            _mm512_shuffle_f32x4(q[2], q[3], 0xee));
+        g[r] = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    }
+    V h = _mm512_add_ps(_mm512_shuffle_ps(g[0], g[1], 0x44), _mm512_shuffle_ps(g[0], g[1], 0xee));
+    V k = _mm512_add_ps(_mm512_shuffle_ps(g[2], g[3], 0x44), _mm512_shuffle_ps(g[2], g[3], 0xee));
+    V y = _mm512_add_ps(_mm512_shuffle_ps(h, k, 0x88), _mm512_shuffle_ps(h, k, 0xdd));
+    _mm_storeu_ps(s, _mm512_castps512_ps128(y));
+    _mm_storeu_ps(s + lds, _mm512_extractf32x4_ps(y, 1));
+    _mm_storeu_ps(s + 2 * lds, _mm512_extractf32x4_ps(y, 2));
+    _mm_storeu_ps(s + 3 * lds, _mm512_extractf32x4_ps(y, 3));
 }
 
 static inline int32_t sum_i32(__m512i s) {

@@ -47,6 +47,9 @@ static inline V v_abs(V a) {
 static inline V v_max(V x, V m) {
     return vbslq_f32(vcgtq_f32(x, m), x, m); /* vmaxq would take a NaN */
 }
+static inline float v_top(V a) {
+    return vmaxvq_f32(a);
+}
 static inline V v_pick(V a, V b, V x, V y) {
     return vbslq_f32(vcltq_f32(a, b), x, y);
 }
