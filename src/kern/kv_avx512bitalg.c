@@ -120,47 +120,85 @@ static inline __m512i decode(__m512i x, const uint8_t *signs, int bits) {
     return _mm512_mask_sub_epi8(u, (__mmask64)s, _mm512_set1_epi8(31), u);
 }
 
+#ifdef __clang__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+#define INLINE static inline __attribute__((always_inline))
+
 enum { TILE = 4 }; /* queries that share a decode */
 
-static inline void score_block(float *s, size_t lds, const int8_t *q, size_t ldq,
-                               const float *q_scale, const int32_t *q_sum, int n_q,
-                               const uint8_t *block, int d, int bits) {
-    const int nb = d / 4;
-    const uint8_t *signs = block + nb * KV_BLOCK;
-    __m512i sum[TILE];
-    for (int j = 0; j < n_q; j++) sum[j] = _mm512_setzero_si512();
-    for (int t = 0; t < nb; t++) {
-        const uint8_t *row = block + t * KV_BLOCK;
-        __m512i p = decode(t ? states(row) : first_states(row), signs + 8 * t, bits);
-        for (int j = 0; j < n_q; j++) {
-            int32_t a;
-            memcpy(&a, q + (size_t)j * ldq + 4 * (size_t)t, 4);
-            sum[j] = _mm512_dpbusd_epi32(sum[j], p, _mm512_set1_epi32(a));
+/* Sums of products of n_q queries with B blocks side by side: queries are read once for all. */
+INLINE void score_tile(float *s, size_t lds, const int8_t *q, size_t ldq, const float *q_scale,
+                       const int32_t *q_sum, int n_q, int B, const uint8_t *block, int d,
+                       int bits) {
+    const size_t block_bytes = KV_BLOCK * kv_record_bytes(bits, d);
+    const uint8_t *row = block, *signs = block + d / 4 * KV_BLOCK;
+    __m512i sum[2][TILE];
+    UNROLL for (int b = 0; b < B; b++) UNROLL for (int j = 0; j < TILE; j++) sum[b][j] =
+        _mm512_setzero_si512();
+    for (int t = 0; t < d / 4; t += 4)
+        UNROLL for (int k = 0; k < 4; k++, row += KV_BLOCK, signs += 8, q += 4) {
+            __m512i p[2];
+            UNROLL for (int b = 0; b < B; b++) {
+                const uint8_t *r = row + (size_t)b * block_bytes;
+                __m512i x = t + k ? states(r) : first_states(r);
+                p[b] = decode(x, signs + (size_t)b * block_bytes, bits);
+            }
+            UNROLL for (int j = 0; j < n_q; j++) {
+                int32_t x;
+                memcpy(&x, q + (size_t)j * ldq, 4);
+                UNROLL for (int b = 0; b < B; b++) sum[b][j] =
+                    _mm512_dpbusd_epi32(sum[b][j], p[b], _mm512_set1_epi32(x));
+            }
+        }
+    UNROLL for (int b = 0; b < B; b++) {
+        __m512 unit = units(block + (size_t)b * block_bytes, d, bits);
+        UNROLL for (int j = 0; j < n_q; j++) {
+            __m512i x = bits == 2 ? sum[b][j] : _mm512_add_epi32(sum[b][j], sum[b][j]);
+            __m512i dot = _mm512_sub_epi32(x, _mm512_set1_epi32((bits == 2 ? 4 : 31) * q_sum[j]));
+            __m512 f = _mm512_mul_ps(unit, _mm512_set1_ps(q_scale[j]));
+            _mm512_storeu_ps(s + (size_t)j * lds + KV_BLOCK * b,
+                             _mm512_mul_ps(f, _mm512_cvtepi32_ps(dot)));
         }
     }
-    __m512 unit = units(block, d, bits);
-    for (int j = 0; j < n_q; j++) {
-        __m512i dot = bits == 2 ? _mm512_sub_epi32(sum[j], _mm512_set1_epi32(4 * q_sum[j]))
-                                : _mm512_sub_epi32(_mm512_add_epi32(sum[j], sum[j]),
-                                                   _mm512_set1_epi32(31 * q_sum[j]));
-        __m512 f = _mm512_mul_ps(unit, _mm512_set1_ps(q_scale[j]));
-        _mm512_storeu_ps(s + (size_t)j * lds, _mm512_mul_ps(f, _mm512_cvtepi32_ps(dot)));
-    }
 }
+
+#define SCORE_TILE(bits, B)                                                                        \
+    static __attribute__((noinline)) void score_k##bits##_##B(                                     \
+        float *s, size_t lds, const int8_t *q, size_t ldq, const float *q_scale,                   \
+        const int32_t *q_sum, const uint8_t *block, int d) {                                       \
+        score_tile(s, lds, q, ldq, q_scale, q_sum, TILE, B, block, d, bits);                       \
+    }
+SCORE_TILE(2, 1)
+SCORE_TILE(2, 2)
+SCORE_TILE(3, 1)
+SCORE_TILE(3, 2)
 
 static inline void score(float *s, size_t lds, const int8_t *q, size_t ldq, const float *q_scale,
                          const int32_t *q_sum, int n_q, const uint8_t *blocks, int n_pos, int d,
                          int bits) {
     size_t block_bytes = KV_BLOCK * kv_record_bytes(bits, d);
-    for (int p = 0; p < n_pos; p += KV_BLOCK, blocks += block_bytes)
+    for (int p = 0, step; p < n_pos; p += step, blocks += (size_t)step / KV_BLOCK * block_bytes) {
+        step = n_pos - p > KV_BLOCK ? 2 * KV_BLOCK : KV_BLOCK;
         for (int j = 0; j < n_q; j += TILE) {
             float *out = s + (size_t)j * lds + (size_t)p;
             const int8_t *qj = q + (size_t)j * ldq;
-            if (n_q - j >= TILE)
-                score_block(out, lds, qj, ldq, q_scale + j, q_sum + j, TILE, blocks, d, bits);
-            else
-                score_block(out, lds, qj, ldq, q_scale + j, q_sum + j, n_q - j, blocks, d, bits);
+            const float *scale = q_scale + j;
+            if (n_q - j < TILE) {
+                for (int b = 0; b < step / KV_BLOCK; b++)
+                    score_tile(out + KV_BLOCK * b, lds, qj, ldq, scale, q_sum + j, n_q - j, 1,
+                               blocks + (size_t)b * block_bytes, d, bits);
+            } else if (step == KV_BLOCK) {
+                (bits == 2 ? score_k2_1 : score_k3_1)(out, lds, qj, ldq, scale, q_sum + j, blocks,
+                                                      d);
+            } else {
+                (bits == 2 ? score_k2_2 : score_k3_2)(out, lds, qj, ldq, scale, q_sum + j, blocks,
+                                                      d);
+            }
         }
+    }
 }
 
 static void score_k2 SCORE_KV_ARGS {
@@ -175,7 +213,7 @@ static void score_k3 SCORE_KV_ARGS {
 
 enum { MAX_BLOCKS = 16, MAX_STEPS = KV_MAX_DIM / 4 };
 
-/* Weights of one query, high and low byte, those of 4 positions four times: a vector a block. */
+/* Weights of one query, high and low 7 bits, those of 4 positions four times: a vector a block. */
 typedef struct Weights {
     __m512i hi[MAX_BLOCKS], lo[MAX_BLOCKS];
     int32_t sum;
@@ -206,34 +244,43 @@ static void round_weights(Weights *w, const float *s, const __m512 *unit, int n_
         __m512 x = _mm512_add_ps(_mm512_mul_ps(f[b], _mm512_set1_ps(inv)), _mm512_set1_ps(0.5f));
         __m512i n = _mm512_maskz_cvttps_epi32(some, x);
         sum = _mm512_add_epi32(sum, n);
+        n = _mm512_add_epi32(n, _mm512_and_si512(n, _mm512_set1_epi32(~127))); /* in two bytes */
         w->hi[b] = _mm512_shuffle_epi8(n, high);
         w->lo[b] = _mm512_shuffle_epi8(n, low);
     }
     w->sum = _mm512_reduce_add_epi32(sum);
 }
 
-/* Sums of the four lanes of step t over all positions: dword 4j + i is lane i of query j. */
-static inline __m512i accum_step(const Weights *w, int n_q, const uint8_t *row,
-                                 const uint8_t *signs, size_t block_bytes, int n_blocks, bool first,
-                                 int bits) {
+INLINE void accum_block(__m512i *hi, __m512i *lo, const Weights *w, int b, int n_q,
+                        const uint8_t *row, const uint8_t *signs, bool first, int bits) {
     const __m512i by_lane =
         _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-    __m512i hi[TILE], lo[TILE];
-    for (int j = 0; j < TILE; j++) hi[j] = lo[j] = _mm512_setzero_si512();
-    for (int b = 0; b < n_blocks; b++, row += block_bytes, signs += block_bytes) {
-        __m512i p = decode(first ? first_states(row) : states(row), signs, bits);
-        p = _mm512_shuffle_epi8(p, by_lane); /* dword i of 128 bits: lane i of 4 positions */
-        for (int j = 0; j < n_q; j++) {
-            hi[j] = _mm512_dpbusd_epi32(hi[j], w[j].hi[b], p);
-            lo[j] = _mm512_dpbusd_epi32(lo[j], w[j].lo[b], p);
-        }
+    __m512i p = decode(first ? first_states(row) : states(row), signs, bits);
+    p = _mm512_shuffle_epi8(p, by_lane); /* dword i of 128 bits: lane i of 4 positions */
+    UNROLL for (int j = 0; j < n_q; j++) {
+        hi[j] = _mm512_dpbusd_epi32(hi[j], p, w[j].hi[b]);
+        lo[j] = _mm512_dpbusd_epi32(lo[j], p, w[j].lo[b]);
     }
-    for (int j = 0; j < TILE; j++) hi[j] = _mm512_add_epi32(_mm512_slli_epi32(hi[j], 8), lo[j]);
-    __m512i a = _mm512_add_epi32(_mm512_shuffle_i32x4(hi[0], hi[1], 0x44),
+}
+
+/* Sums of the four lanes of step t over all positions: dword 4j + i is lane i of query j. */
+INLINE __m512i accum_step(const Weights *w, int n_q, const uint8_t *row, const uint8_t *signs,
+                          size_t block_bytes, int n_blocks, bool first, int bits) {
+    __m512i hi[TILE], lo[TILE];
+    int b = 0;
+    UNROLL for (int j = 0; j < TILE; j++) hi[j] = lo[j] = _mm512_setzero_si512();
+    for (; b + 4 <= n_blocks; b += 4)
+        UNROLL for (int k = 0; k < 4; k++, row += block_bytes, signs += block_bytes)
+            accum_block(hi, lo, w, b + k, n_q, row, signs, first, bits);
+    for (; b < n_blocks; b++, row += block_bytes, signs += block_bytes)
+        accum_block(hi, lo, w, b, n_q, row, signs, first, bits);
+    UNROLL for (int j = 0; j < TILE; j++) hi[j] =
+        _mm512_add_epi32(_mm512_slli_epi32(hi[j], 7), lo[j]);
+    __m512i x = _mm512_add_epi32(_mm512_shuffle_i32x4(hi[0], hi[1], 0x44),
                                  _mm512_shuffle_i32x4(hi[0], hi[1], 0xee));
-    __m512i b = _mm512_add_epi32(_mm512_shuffle_i32x4(hi[2], hi[3], 0x44),
+    __m512i y = _mm512_add_epi32(_mm512_shuffle_i32x4(hi[2], hi[3], 0x44),
                                  _mm512_shuffle_i32x4(hi[2], hi[3], 0xee));
-    return _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+    return _mm512_add_epi32(_mm512_shuffle_i32x4(x, y, 0x88), _mm512_shuffle_i32x4(x, y, 0xdd));
 }
 
 /* Four steps of `dot`, turned to four coordinates a lane; x[j] + i * nb gets those of query j. */
@@ -269,9 +316,12 @@ static inline void accum_tile(float *acc, size_t ldacc, const float *factor, con
     const __m512 step = _mm512_load_ps(steps);
     for (int t = 0; t < nb; t += 4) {
         __m512i dot[4];
-        for (int k = 0; k < 4; k++)
+        dot[0] = t ? accum_step(w, n_q, blocks + t * KV_BLOCK, signs + 8 * t, block_bytes, n_blocks,
+                                false, bits)
+                   : accum_step(w, n_q, blocks, signs, block_bytes, n_blocks, true, bits);
+        for (int k = 1; k < 4; k++)
             dot[k] = accum_step(w, n_q, blocks + (t + k) * KV_BLOCK, signs + 8 * (t + k),
-                                block_bytes, n_blocks, t + k == 0, bits);
+                                block_bytes, n_blocks, false, bits);
         store_steps(x + t, dot, nb, offset, step, bits);
     }
     for (int j = 0; j < n_q; j++)
