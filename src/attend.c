@@ -5,14 +5,14 @@
  *
  * Work: a tile is up to TILE_ROWS query rows of one KV head: all heads of its group for some
  * consecutive tokens, so that a row of the cache is converted once for all of them. A single token
- * over several spans is split by span, and the partial states are merged after. */
+ * over several spans is split by runs of spans, and the partial states are merged after. */
 #include "ops.h"
 
 #include <assert.h>
 #include <math.h>
 #include <string.h>
 
-enum { TILE_ROWS = 32, SPAN = 4 * KV_PAGE };
+enum { TILE_ROWS = 32, SPAN = 4 * KV_PAGE, RUNS_PER_THREAD = 12 };
 
 /* Online softmax of n_q rows: what is known of each query so far. */
 typedef struct State {
@@ -32,6 +32,7 @@ typedef struct AttendJob {
     const float *q;
     const Cache *c;
     int layer, pos, n, n_heads, group, window, tokens_per_tile, n_tiles, first_span, n_spans;
+    int n_runs; /* of spans, the items that a KV head is split into */
     float scale;
     float *partials; /* (n_kv_heads, n_spans) states of `group` rows, when split by span */
 } AttendJob;
@@ -94,10 +95,12 @@ static void load_queries(const AttendJob *j, Tile *t, int kv_head, int first, in
         int8_t *row = t->q8 + (size_t)r * KV_ROW_Q(d), *lanes = t->lanes + (size_t)r * (size_t)d;
         j->o->kern->kv_put_q8((uint8_t *)row, t->q + (size_t)r * (size_t)d, d);
         t->scale[r] = f16_to_f32(load_u16(row + d));
-        t->sum[r] = 0;
-        for (int c = 0; c < d; c++) {
-            lanes[c % (d / 4) * 4 + c / (d / 4)] = row[c];
-            t->sum[r] += row[c];
+        int32_t sum = 0;
+        for (int c = 0; c < d; c++) sum += row[c];
+        t->sum[r] = sum;
+        for (int c = 0, nb = d / 4; c < nb; c++) {
+            const int8_t of[4] = { row[c], row[nb + c], row[2 * nb + c], row[3 * nb + c] };
+            memcpy(lanes + 4 * c, of, sizeof of);
         }
     }
 }
@@ -131,6 +134,12 @@ static void weigh(const AttendJob *j, Tile *t, State *st, int first, int n, int 
     }
 }
 
+/* Asks for the first rows of a view, up to 4 KiB; the kernels ask for more of long ones. */
+static void fetch(const KvView *view, int n_pos) {
+    size_t n = MIN((size_t)n_pos * view->row, (size_t)4096);
+    for (size_t i = 0; i < n; i += 64) __builtin_prefetch(view->rows + i);
+}
+
 /* Positions p..end-1, all of one span, into a state that was reset: in pieces that end with their
  * page, and where the layer has records with the sinks and with the records. */
 static void attend_span(const AttendJob *j, Tile *t, State *st, int kv_head, int first, int n,
@@ -148,8 +157,13 @@ static void attend_span(const AttendJob *j, Tile *t, State *st, int kv_head, int
             to = MIN(to, records), p0 = p - p % KV_BLOCK;
         KvView k = cache_view(c, j->layer, 0, kv_head, p, p0, records);
         KvView v = cache_view(c, j->layer, 1, kv_head, p, p0, records);
+        fetch(&v, to - p0);
         k.type->score(kern, t->s, KV_PAGE, &q, k.rows, k.row, to - p0, d);
         weigh(j, t, st, first, n, p0, p, to);
+        if (to % KV_PAGE == 0 && to < end) { /* the next page, as what it most likely is */
+            KvView next = cache_view(c, j->layer, 0, kv_head, to, to, records);
+            fetch(&next, end - to);
+        }
         v.type->accum(kern, st->acc, t->factor, t->s, KV_PAGE, rows, v.rows, v.row, to - p0, d);
         p = to;
     }
@@ -210,16 +224,20 @@ static State partial(const AttendJob *j, int kv_head, int span) {
     return state_at(j->partials + i * state_floats(group, d), group, d);
 }
 
-static void span_item(void *arg, int item, int thread) {
+/* A run of spans: the queries are loaded once for all. */
+static void run_item(void *arg, int item, int thread) {
     const AttendJob *j = arg;
-    int kv_head = item / j->n_spans, span = item % j->n_spans, d = j->c->shape.head_dim;
-    int p = MAX(first_visible(j, 0), (j->first_span + span) * SPAN);
-    int end = MIN(j->pos + 1, (j->first_span + span + 1) * SPAN);
+    int kv_head = item / j->n_runs, run = item % j->n_runs, d = j->c->shape.head_dim;
+    int span = run * j->n_spans / j->n_runs, last = (run + 1) * j->n_spans / j->n_runs;
     Tile t = tile_at(scratch_of(j->o, thread), tile_rows(j->group), d);
-    State st = partial(j, kv_head, span);
     load_queries(j, &t, kv_head, 0, 1, kv_type(cache_type(j->c, j->layer, 0))->int8_query);
-    state_reset(&st, j->group, d);
-    attend_span(j, &t, &st, kv_head, 0, 1, p, end);
+    for (; span < last; span++) {
+        int p = MAX(first_visible(j, 0), (j->first_span + span) * SPAN);
+        int end = MIN(j->pos + 1, (j->first_span + span + 1) * SPAN);
+        State st = partial(j, kv_head, span);
+        state_reset(&st, j->group, d);
+        attend_span(j, &t, &st, kv_head, 0, 1, p, end);
+    }
 }
 
 static void merge_item(void *arg, int item, int thread) {
@@ -249,7 +267,9 @@ void op_attend(Ops *o, float *out, const float *q, const Cache *c, int layer, in
     uint64_t start = ops_start(o);
     if (n == 1 && j.n_spans > 1 && pool_size(o->pool) > 1) {
         j.partials = o->attend + tile_floats(tile_rows(j.group), c->shape.head_dim);
-        pool_run(o->pool, span_item, &j, n_kv * j.n_spans);
+        int runs = (RUNS_PER_THREAD * pool_size(o->pool) + n_kv - 1) / n_kv;
+        j.n_runs = MIN(runs, j.n_spans);
+        pool_run(o->pool, run_item, &j, n_kv * j.n_runs);
         pool_run(o->pool, merge_item, &j, n_kv);
         ops_stop(o, OPS_ATTEND, start);
         return;
