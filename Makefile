@@ -35,8 +35,7 @@ test:
 
 bench: program
 	build/dibit bench -m $(MODEL)
-	$(call build,build,bench_codecs)
-	build/bench_codecs
+	$(call build,build,bench_codecs) && build/bench_codecs
 	for t in t2 t3 s2 s3 q4 q8; do build/dibit bench --shape llama-3.2-1b --type $$t || exit 1; done
 
 # One kernel or all against the scalar ones: make kern K=mul_s2 B=1 also times.
@@ -96,7 +95,6 @@ help:
 	@echo "make lint      who includes whom, lengths, format, symbols;  make format: fixes the format"
 	@echo "make fuzz      each fuzzer for FUZZ_TIME=$(FUZZ_TIME) seconds (T=name: only this one)"
 	@echo "make asan      the tests under ASan and UBSan;  make tsan: under TSan"
-	@echo "make longrun   30,000 tokens in one session, with forks, saves and restores in between"
-	@echo "make mutants   100,000 damaged files of saved sessions"
+	@echo "make longrun   30,000 tokens in one session, forked and saved;  make mutants: damaged sessions"
 	@echo "make deps      installs every Debian package that any of these uses"
 	@echo "make install   header, libraries, packages, program to PREFIX=$(PREFIX)"

@@ -124,7 +124,7 @@ static const struct {
     int type;
     uint64_t cols, rows; /* rows 0: a vector */
 } tensors[] = {
-    { "token_embd.weight", T_Q8_0, 32, 6 },     { "blk.0.attn_norm.weight", T_F32, 32, 0 },
+    { "token_embd.weight", T_Q8_0, 32, 6 },    { "blk.0.attn_norm.weight", T_F32, 32, 0 },
     { "blk.0.attn_q.weight", T_T2, 32, 32 },   { "blk.0.attn_k.weight", T_F16, 32, 16 },
     { "blk.0.attn_v.weight", T_BF16, 32, 16 }, { "blk.0.attn_output.weight", T_T3, 32, 32 },
     { "blk.0.ffn_norm.weight", T_F32, 32, 0 }, { "blk.0.ffn_gate.weight", T_S2, 32, 64 },

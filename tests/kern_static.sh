@@ -25,7 +25,7 @@ x86_64*)
     for f in kv_avx512bitalg trellis_avx512bitalg; do build src/kern/$f $avx512 -mavx512bitalg -mavx512vbmi; done
     ;;
 aarch64*)
-    for f in neon float_neon kv_neon trellis_neon; do build src/kern/$f; done
+    for f in neon float_neon kv_neon trellis_neon encode_neon; do build src/kern/$f; done
     for f in neondot kv_neondot trellis_neondot; do build src/kern/$f -march=armv8.2-a+dotprod; done
     ;;
 esac

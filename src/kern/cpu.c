@@ -87,6 +87,7 @@ void kern_init(Kern *k, unsigned mask) {
         kern_float_neon(k);
         kern_kv_neon(k);
         kern_trellis_neon(k);
+        kern_encode_neon(k);
     }
     if (isa & DIBIT_ISA_NEONDOT) {
         kern_neondot(k);

@@ -250,6 +250,7 @@ void kern_encode_scalar(Kern *k);
 void kern_encode_avx2(Kern *k);
 void kern_trellis_avx512vnni(Kern *k);
 void kern_trellis_avx512bitalg(Kern *k);
+void kern_encode_neon(Kern *k);
 void kern_trellis_neon(Kern *k);
 void kern_trellis_neondot(Kern *k);
 void kern_kv_scalar(Kern *k);
