@@ -46,7 +46,8 @@ typedef struct DibitError {
 } DibitError;
 
 /* Where memory comes from. alloc returns `size` bytes aligned to `align` (a power of two, at most
- * 64) or NULL; release gets the same size again. Both NULL: the C library. */
+ * 64) or NULL; release gets the same size again and may come from threads of the library. Both
+ * NULL: the C library. */
 typedef struct DibitAllocator {
     void *(*alloc)(void *user, size_t size, size_t align);
     void (*release)(void *user, void *ptr, size_t size);

@@ -9,6 +9,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <cmocka.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -574,23 +575,26 @@ static void bad_numbers_leave_the_cache_as_it_was(void **state) {
 
 /* ---- memory ---- */
 
-typedef struct Counter {
-    long n_calls, fail_at, n_live;
-    size_t n_bytes, most;
+typedef struct Counter { /* the pool's threads release too */
+    atomic_long n_calls, n_live;
+    atomic_size_t n_bytes;
+    long fail_at;
+    size_t most;
 } Counter;
 
 static void *counting_alloc(void *user, size_t size, size_t align) {
     Counter *c = user;
-    if (c->n_calls++ == c->fail_at || size > c->most - c->n_bytes) return NULL;
-    c->n_live++;
-    c->n_bytes += size;
+    if (atomic_fetch_add(&c->n_calls, 1) == c->fail_at) return NULL;
+    if (size > c->most - atomic_load(&c->n_bytes)) return NULL;
+    atomic_fetch_add(&c->n_live, 1);
+    atomic_fetch_add(&c->n_bytes, size);
     return aligned_alloc(align, size);
 }
 
 static void counting_release(void *user, void *ptr, size_t size) {
     Counter *c = user;
-    c->n_live--;
-    c->n_bytes -= size;
+    atomic_fetch_sub(&c->n_live, 1);
+    atomic_fetch_sub(&c->n_bytes, size);
     free(ptr);
 }
 
@@ -602,28 +606,31 @@ static void every_allocation_may_fail(void **state) {
     DibitKv *kv = create(&o);
     DibitKvBytes bytes;
     dibit_kv_bytes(kv, &bytes);
-    print_message("%zu bytes allocated, %zu + %zu reported\n", c.n_bytes, bytes.rows,
+    size_t allocated = atomic_load(&c.n_bytes);
+    print_message("%zu bytes allocated, %zu + %zu reported\n", allocated, bytes.rows,
                   bytes.scratch);
-    assert_true(bytes.rows + bytes.scratch <= c.n_bytes);
-    assert_true(bytes.rows + bytes.scratch + 8192 >= c.n_bytes);
-    long n = c.n_calls;
+    assert_true(bytes.rows + bytes.scratch <= allocated);
+    assert_true(bytes.rows + bytes.scratch + 8192 >= allocated);
+    long n = atomic_load(&c.n_calls);
     float *x = floats(2 * 4 * 600 * 64);
     const int all[4] = { 2, 2, 600, 64 }, q[4] = { 2, 4, 1, 64 };
     DibitError err = { 0 };
     assert_int_equal(dibit_kv_append(kv, 1, all, x, x, NULL, &err), 600);
     assert_int_equal(dibit_kv_attend(kv, 1, q, x, NULL, 0, x, &err), 0);
-    assert_int_equal(c.n_calls, n); /* no call but create allocates */
+    assert_int_equal(atomic_load(&c.n_calls), n); /* no call but create allocates */
     dibit_kv_free(&kv);
-    assert_int_equal(c.n_live, 0);
-    assert_int_equal(c.n_bytes, 0);
+    assert_int_equal(atomic_load(&c.n_live), 0);
+    assert_int_equal(atomic_load(&c.n_bytes), 0);
     assert_true(n > 15);
     for (long i = 0; i < n; i++) {
-        c.n_calls = 0;
+        atomic_store(&c.n_calls, 0);
         c.fail_at = i;
         err = (DibitError){ 0 };
         int r = dibit_kv_create(&kv, &o, &err);
-        if (r != DIBIT_E_MEMORY || err.code != r || !err.text[0] || kv || c.n_live != 0)
-            fail_msg("allocation %ld of %ld: %d \"%s\", %ld live", i, n, r, err.text, c.n_live);
+        if (r != DIBIT_E_MEMORY || err.code != r || !err.text[0] || kv ||
+            atomic_load(&c.n_live) != 0)
+            fail_msg("allocation %ld of %ld: %d \"%s\", %ld live", i, n, r, err.text,
+                     atomic_load(&c.n_live));
     }
     print_message("each of %ld allocations failed once\n", n);
     free(x);
@@ -648,7 +655,7 @@ static void huge_caches_are_refused(void **state) {
         DibitError err;
         expect_error(dibit_kv_create(&kv, &o, &err), DIBIT_E_MEMORY, &err, "no memory for a KV");
         assert_null(kv);
-        assert_int_equal(c.n_live, 0);
+        assert_int_equal(atomic_load(&c.n_live), 0);
     }
 }
 
