@@ -111,9 +111,30 @@ static int parse_rule(QuantizeRule *rule, char *text) {
     return 0;
 }
 
-static int run(const char *in, const char *out, QuantizeOptions *opt, Report *report) {
+/* The tokens of the recovery's text; false after the error was printed. */
+static bool read_text(const char *model, const char *path, QuantizeOptions *opt) {
+    CliModel m = { .path = model, .n_threads = opt->n_threads, .no_mmap = opt->no_mmap };
+    DibitModelInfo info;
+    DibitEngine *e;
+    size_t n_text;
+    char *text = cli_read(path, &n_text);
+    if (!text || cli_open(&e, &m) != 0) {
+        free(text);
+        return false;
+    }
+    dibit_model_info(e, &info);
+    opt->bos = info.bos_id >= 0 ? info.bos_id : info.eos_id;
+    opt->recover = cli_tokenize(e, text, n_text, 0, &opt->n_recover);
+    dibit_close(&e);
+    free(text);
+    return opt->recover != NULL;
+}
+
+static int run(const char *in, const char *out, const char *text, QuantizeOptions *opt,
+               Report *report) {
     DibitError err = { 0 };
     QuantizeResult result;
+    if (text && !opt->dry_run && !read_text(in, text, opt)) return 1;
     report->dry_run = opt->dry_run;
     report->tensors = json_array();
     opt->progress = show;
@@ -130,7 +151,8 @@ static int run(const char *in, const char *out, QuantizeOptions *opt, Report *re
 }
 
 int cmd_quantize(int argc, char **argv) {
-    const char *in = NULL, *out = NULL;
+    const char *in = NULL, *out = NULL, *text = NULL;
+    int64_t recover_tokens = 32768;
     CliTexts rules = { .n = 0 };
     QuantizeOptions opt = { 0 };
     int seed = 0;
@@ -149,6 +171,11 @@ int cmd_quantize(int argc, char **argv) {
         { "calibration", NULL, CLI_FILE, &opt.calibration, "FILE",
           "made by `dibit calibrate weights` from the same model, or a GGUF imatrix: less is lost",
           0, 0, NULL },
+        { "recover", NULL, CLI_FILE, &text, "TEXT",
+          "code layer by layer for the outputs that the base has on this text: loses least", 0, 0,
+          NULL },
+        { "recover-tokens", NULL, CLI_INT64, &recover_tokens, "N",
+          "use at most N tokens of it (default: 32768); 0: all", 0, 1e15, NULL },
         { "effort", NULL, CLI_INT, &opt.effort, "N",
           "for t2 and t3: 1 quick search, 2 the best codes (default)", 1, 2, NULL },
         { "seed", NULL, CLI_INT, &seed, "N", "of the rotation of t2 and t3 (default 0)", 0,
@@ -193,8 +220,10 @@ int cmd_quantize(int argc, char **argv) {
         opt.n_rules = i + 1;
     }
     opt.rules = list;
+    opt.recover_tokens = (uint64_t)recover_tokens;
     opt.seed = (uint32_t)seed;
-    if (code == 0) code = run(in, out, &opt, &report);
+    if (code == 0) code = run(in, out, text, &opt, &report);
     for (int i = 0; i < opt.n_rules; i++) free(texts[i]);
+    free((int32_t *)(uintptr_t)opt.recover);
     return code;
 }

@@ -599,7 +599,7 @@ static void tap(const Scratch *s, ModelTap what, int layer, const float *x, int 
     if (s->tap) s->tap(s->tap_user, what, layer, x, n);
 }
 
-static void project_qkv(const Model *m, Scratch *s, const Layer *w, int n, int pos) {
+void model_project_qkv(const Model *m, Scratch *s, const Layer *w, int n, int pos) {
     const Hparams *h = &m->hp;
     Ops *o = &s->ops;
     size_t q = (size_t)h->n_heads * (size_t)h->head_dim;
@@ -673,7 +673,7 @@ static int pass(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int n,
         const Layer *w = &m->layers[l];
         op_norm(o, s->t, x, w->attn_norm, n, h->n_embd, h->eps);
         tap(s, TAP_QKV, l, s->t, n);
-        project_qkv(m, s, w, n, pos);
+        model_project_qkv(m, s, w, n, pos);
         tap(s, TAP_Q, l, s->q, n);
         tap(s, TAP_K, l, s->k, n);
         tap(s, TAP_V, l, s->v, n);

@@ -110,4 +110,6 @@ int model_forward(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int 
 /* In place of a pass, for measuring speed: n <= max_tokens random keys and values in every layer.
  */
 int model_fill(const Model *m, Scratch *s, Cache *c, int n, DibitError *err);
+/* A piece of it: s->q, s->k and s->v of n tokens at positions pos.. from the normed s->t. */
+void model_project_qkv(const Model *m, Scratch *s, const Layer *w, int n, int pos);
 #endif

@@ -17,7 +17,7 @@
 #include "feedback.h"
 #include "gguf.h"
 #include "kern/kern.h"
-#include "model.h"
+#include "recover.h"
 #include "trellis23.h"
 
 typedef struct Plan { /* of one tensor */
@@ -27,6 +27,7 @@ typedef struct Plan { /* of one tensor */
     uint64_t n_weights;
     bool outer; /* embedding or output */
     const char *note;
+    uint8_t *ready; /* the n_bytes of the tensor, where it was coded in the recovery */
 } Plan;
 
 typedef struct Part { /* what became of one row block */
@@ -54,6 +55,8 @@ typedef struct Job {
     Kern kern;
     Feedback feedback; /* the last one, which the next matrix may share */
     const float *feedback_of;
+    int stage;
+    uint64_t done; /* weights */
     QuantizeResult result;
     /* the chunk that is being converted */
     const Plan *plan;
@@ -470,6 +473,7 @@ static int make_importance(Job *j, const Plan *p, const CalibrationInput *in, Di
 static int convert(Job *j, const Plan *p, Error *e, DibitError *err) {
     CalibrationInput in = { 0 };
     j->plan = p;
+    if (p->ready) return gguf_write(j->w, p->ready, p->n_bytes, err);
     int r = 0;
     if (j->calibration.file && p->from->n_dims >= 2)
         r = calibration_find(&j->calibration, p->from->name, p->cols, &in, err);
@@ -482,8 +486,9 @@ static int convert(Job *j, const Plan *p, Error *e, DibitError *err) {
     return r;
 }
 
-static int tell(const Job *j, int i, const Error *e, uint64_t done, DibitError *err) {
+static int tell(Job *j, int i, const Error *e, DibitError *err) {
     const Plan *p = &j->plans[i];
+    j->done += p->n_weights;
     QuantizeTensor t = { .name = p->from->name,
                          .from = p->type->name,
                          .to = p->to->name,
@@ -495,7 +500,7 @@ static int tell(const Job *j, int i, const Error *e, uint64_t done, DibitError *
                          .n_bytes = p->n_bytes,
                          .rel_mse = e->rel_mse,
                          .loss = e->loss,
-                         .weights_done = done,
+                         .weights_done = j->done,
                          .weights_total = j->result.n_weights };
     memcpy(t.shape, p->from->ne, sizeof t.shape);
     if (j->opt->progress && j->opt->progress(j->opt->user, &t) != 0)
@@ -504,18 +509,86 @@ static int tell(const Job *j, int i, const Error *e, uint64_t done, DibitError *
 }
 
 static int convert_all(Job *j, DibitError *err) {
-    uint64_t done = 0;
     for (int i = 0; i < j->n; i++) {
         Error e = { 0, 0 };
-        if (!j->opt->dry_run) {
-            int r = convert(j, &j->plans[i], &e, err);
-            if (r != 0) return r;
-        }
-        done += j->plans[i].n_weights;
-        int r = tell(j, i, &e, done, err);
+        int r = j->opt->dry_run ? 0 : convert(j, &j->plans[i], &e, err);
+        if (r == 0 && !j->plans[i].ready) r = tell(j, i, &e, err);
         if (r != 0) return r;
     }
     return 0;
+}
+
+/* ---- recovery: block matrices, layer by layer ---- */
+
+static void decode_block(void *arg, int item, int thread) {
+    (void)thread;
+    Job *j = arg;
+    const Plan *p = j->plan;
+    size_t r0 = (size_t)item * BLOCK;
+    for (size_t r = r0; r < MIN(p->rows, r0 + BLOCK); r++)
+        p->to->decode(j->whole + r * p->cols, p->ready, p->rows, p->cols, r);
+}
+
+/* Types without feedback take the weights as they are. */
+static int code_plain(Job *j, const Plan *p, float *target, DibitError *err) {
+    if (p->type == p->to) {
+        memcpy(p->ready, p->from->data, p->n_bytes);
+        return 0;
+    }
+    for (size_t r = 0; r < p->rows; r++)
+        p->type->decode(target + r * p->cols, p->from->data, p->rows, p->cols, r);
+    for (size_t r = 0; r < p->rows; r += BLOCK)
+        p->to->encode(p->ready, p->rows, p->cols, r, MIN((size_t)BLOCK, p->rows - r),
+                      target + r * p->cols, NULL);
+    (void)j, (void)err;
+    return 0;
+}
+
+static int code_matrix(void *user, const char *name, int stage, float *target, size_t rows,
+                       size_t cols, const float *triangle, float *decoded, DibitError *err) {
+    Job *j = user;
+    Plan *p = NULL;
+    Error e = { 0, 0 };
+    int i = 0, r = 0;
+    for (; i < j->n && !p; i++)
+        if (strcmp(j->plans[i].from->name, name) == 0) p = &j->plans[i];
+    if (!p || p->rows != rows || p->cols != cols)
+        return fail(err, DIBIT_E_UNSUPPORTED, "%s: recovery needs it as one matrix", name);
+    p->ready = mem_alloc(NULL, p->n_bytes);
+    if (!p->ready) return fail(err, DIBIT_E_MEMORY, "%s: no memory to convert it", name);
+    if (stage != j->stage) feedback_free(&j->feedback);
+    bool fresh = stage != j->stage || j->feedback.type != p->to;
+    j->stage = stage;
+    int effort = j->opt->effort ? j->opt->effort : 2;
+    if (!feedback_can(p->to)) {
+        r = code_plain(j, p, target, err);
+    } else {
+        if (fresh) {
+            feedback_free(&j->feedback);
+            r = feedback_create(&j->feedback, p->to, j->opt->seed, triangle, cols, j->pool, err);
+        }
+        if (r == 0)
+            r = feedback_encode(&j->feedback, p->ready, target, rows, effort, &j->kern, j->pool,
+                                &e.loss, err);
+    }
+    if (r != 0) return r;
+    j->plan = p;
+    j->whole = decoded;
+    pool_run(j->pool, decode_block, j, (int)((rows + BLOCK - 1) / BLOCK));
+    j->whole = NULL;
+    return tell(j, i - 1, &e, err);
+}
+
+static int recover(Job *j, DibitError *err) {
+    Model m;
+    RecoverOptions o = { j->opt->recover, j->opt->n_recover, j->opt->bos, j->opt->recover_window,
+                         j->opt->recover_tokens };
+    int r = model_open(&m, j->in, &j->kern, j->pool, true, NULL, err);
+    if (r == 0) r = recover_model(&m, &j->kern, j->pool, &o, code_matrix, j, err);
+    feedback_free(&j->feedback);
+    j->feedback_of = NULL;
+    model_close(&m);
+    return r;
 }
 
 /* ---- files ---- */
@@ -576,6 +649,7 @@ static int run(Job *j, const char *in_path, const char *out_path, DibitError *er
     if (j->opt->dry_run) return convert_all(j, err);
     kern_init(&j->kern, isa_detect());
     r = pool_create(&j->pool, j->opt->n_threads, NULL, err);
+    if (r == 0 && j->opt->n_recover) r = recover(j, err);
     if (r == 0) r = gguf_begin(j->w, out_path, err);
     if (r == 0) r = convert_all(j, err);
     return r ? r : gguf_finish(j->w, err);
@@ -596,6 +670,7 @@ int quantize_file(const char *in_path, const char *out_path, const QuantizeOptio
     mem_free(NULL, j.rules);
     mem_free(NULL, j.rule_types);
     mem_free(NULL, j.used);
+    for (int i = 0; j.plans && i < j.n; i++) mem_free(NULL, j.plans[i].ready);
     mem_free(NULL, j.plans);
     return r;
 }

@@ -21,7 +21,13 @@ typedef struct QuantizeOptions {
     const char *kv_calibration; /* file of calibrate_kv() to put in; NULL: none */
     int n_threads;              /* 0: all */
     const char *calibration;    /* file of calibrate_weights() or an imatrix; NULL: none */
-    bool dry_run;               /* plan and count only */
+    /* Tokens of a text: the block matrices are coded layer by layer for what the quantized network
+     * makes of it (recover.h). n_recover 0: not. */
+    const int32_t *recover;
+    size_t n_recover;
+    uint64_t recover_tokens; /* use at most so many; 0: all */
+    int recover_window, bos; /* 0: 2048; bos: -1: none */
+    bool dry_run;            /* plan and count only */
     bool no_mmap;
     /* Called for each tensor when it is done (and in a dry run); return non-zero to stop
      * (DIBIT_E_CANCELLED). */
