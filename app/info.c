@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "cli.h"
+#include "quantize.h"
 
 typedef struct Total { /* of one type */
     const char *type;
@@ -22,6 +23,7 @@ typedef struct Info {
     DibitMemory f16, q8;
     Total totals[MAX_TYPES], all, blocks; /* blocks: without embedding and output */
     int n_totals;
+    char history[2048]; /* lines on how the file was quantized */
 } Info;
 
 static uint64_t n_weights(const DibitTensorInfo *t) {
@@ -87,6 +89,7 @@ static void print_model(const DibitModelInfo *m) {
 static void print_text(const Info *info, const DibitEngine *e) {
     DibitTensorInfo t;
     print_model(&info->model);
+    fputs(info->history, stdout);
     printf("\n%-32s %-16s %-6s %12s %8s\n", "tensor", "shape", "type", "bytes", "bits");
     for (int i = 0, n = dibit_tensor_info(e, -1, &t); i < n; i++) {
         char shape[96] = "";
@@ -158,9 +161,9 @@ static int print_json(const Info *info, const DibitEngine *e) {
     for (int i = 0; i < info->n_totals; i++)
         json_array_append_new(types, total_json(&info->totals[i]));
     return cli_print_json(
-        json_pack("{s:o,s:o,s:o,s:I,s:I,s:f,s:f,s:I,s:i,s:[o,o]}", "model",
-                  model_json(&info->model), "tensors", tensors_json(e), "types", types,
-                  "file_bytes", (json_int_t)info->model.disk_bytes, "tensor_bytes",
+        json_pack("{s:o,s:s,s:o,s:o,s:I,s:I,s:f,s:f,s:I,s:i,s:[o,o]}", "model",
+                  model_json(&info->model), "history", info->history, "tensors", tensors_json(e),
+                  "types", types, "file_bytes", (json_int_t)info->model.disk_bytes, "tensor_bytes",
                   (json_int_t)info->all.bytes, "bits", bits(info->all.bytes, info->all.weights),
                   "bits_blocks", bits(info->blocks.bytes, info->blocks.weights), "repacked_bytes",
                   (json_int_t)info->model.repacked_bytes, "context", info->f16.n_ctx, "memory",
@@ -175,7 +178,12 @@ static int run(const Args *a) {
     Info info = { .n_totals = 0 };
     dibit_model_info(e, &info.model);
     count(&info, e);
-    code = memory_of(e, a->n_ctx, "f16", &info.f16);
+    char buf[512];
+    const char *path = cli_model_path(a->model.path, buf, sizeof buf);
+    DibitError err;
+    if (path && quantize_history(path, info.history, sizeof info.history, &err) != 0)
+        code = cli_fail(&err);
+    if (code == 0) code = memory_of(e, a->n_ctx, "f16", &info.f16);
     if (code == 0) code = memory_of(e, a->n_ctx, "q8", &info.q8);
     if (code == 0 && a->json) code = print_json(&info, e);
     if (code == 0 && !a->json) print_text(&info, e);

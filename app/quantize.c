@@ -124,6 +124,7 @@ static bool read_text(const char *model, const char *path, QuantizeOptions *opt)
     }
     dibit_model_info(e, &info);
     opt->bos = info.bos_id >= 0 ? info.bos_id : info.eos_id;
+    opt->recover_hash = hash64(0, text, n_text);
     opt->recover = cli_tokenize(e, text, n_text, 0, &opt->n_recover);
     dibit_close(&e);
     free(text);

@@ -83,6 +83,10 @@ int calibration_open(Calibration *c, const char *path, const Gguf *model, DibitE
     else
         r = fail(err, DIBIT_E_FORMAT,
                  "%s: is no calibration file; make one with `dibit calibrate weights`", path);
+    for (int i = 0; r == 0 && i < gguf_n_tensors(c->file); i++) {
+        const GgufTensor *t = gguf_tensor(c->file, i);
+        c->hash = hash64(hash64(c->hash, t->name, strlen(t->name)), t->data, t->n_bytes);
+    }
     if (r != 0) calibration_close(c);
     return r;
 }

@@ -15,7 +15,7 @@ uint64_t calibration_model_hash(const Gguf *model);
 typedef struct Calibration {
     Gguf *file;
     bool imatrix;
-    uint64_t text_hash, n_tokens;
+    uint64_t text_hash, n_tokens, hash; /* hash: of all its tensors */
 } Calibration;
 
 /* What is known of one matrix's input: the sums over n_tokens of x x^T (rows of the lower triangle)

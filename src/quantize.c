@@ -17,6 +17,7 @@
 #include "feedback.h"
 #include "gguf.h"
 #include "kern/kern.h"
+#include "quantize_part.h"
 #include "recover.h"
 #include "trellis23.h"
 
@@ -57,6 +58,7 @@ typedef struct Job {
     const float *feedback_of;
     int stage;
     uint64_t done; /* weights */
+    QuantizePart part;
     QuantizeResult result;
     /* the chunk that is being converted */
     const Plan *plan;
@@ -263,6 +265,16 @@ static int put_metadata(Job *j, DibitError *err) {
     gguf_put_string(j->w, "dibit.quantize.type", type, strlen(type));
     gguf_put_u32(j->w, "dibit.quantize.seed", j->opt->seed);
     gguf_put_string(j->w, "dibit.quantize.embedding_type", embedding, strlen(embedding));
+    if (j->calibration.file) {
+        gguf_put_u64(j->w, "dibit.quantize.calibration_hash", j->calibration.hash);
+        gguf_put_u64(j->w, "dibit.quantize.calibration_text_hash", j->calibration.text_hash);
+        gguf_put_u64(j->w, "dibit.quantize.calibration_tokens", j->calibration.n_tokens);
+    }
+    if (j->opt->n_recover) {
+        uint64_t tokens = j->opt->recover_tokens ? j->opt->recover_tokens : j->opt->n_recover;
+        gguf_put_u64(j->w, "dibit.quantize.recover_text_hash", j->opt->recover_hash);
+        gguf_put_u64(j->w, "dibit.quantize.recover_tokens", MIN(tokens, j->opt->n_recover));
+    }
     for (int i = 0; i < j->n; i++) {
         const Plan *p = &j->plans[i];
         gguf_put_tensor(j->w, p->from->name, p->to->id, p->from->n_dims, p->from->ne, p->n_bytes);
@@ -431,6 +443,18 @@ static int make_feedback(Job *j, const Plan *p, const CalibrationInput *in, Dibi
     return feedback_create(&j->feedback, p->to, j->opt->seed, in->triangle, p->cols, j->pool, err);
 }
 
+static const uint8_t *find_part(const Job *j, const Plan *p, Error *e) {
+    double results[2];
+    const uint8_t *data = quantize_part_find(&j->part, p->from->name, p->n_bytes, results);
+    if (data) *e = (Error){ results[0], results[1] };
+    return data;
+}
+
+static int keep_part(Job *j, const Plan *p, const uint8_t *data, const Error *e, DibitError *err) {
+    const double results[2] = { e->rel_mse, e->loss };
+    return quantize_part_add(&j->part, p->from->name, data, p->n_bytes, results, err);
+}
+
 static int convert_whole(Job *j, const Plan *p, const CalibrationInput *in, Error *e,
                          DibitError *err) {
     int n_blocks = (int)((p->rows + BLOCK - 1) / BLOCK);
@@ -451,6 +475,7 @@ static int convert_whole(Job *j, const Plan *p, const CalibrationInput *in, Erro
     pool_run(j->pool, measure_block, j, n_blocks);
     r = add_parts(j, p, n_blocks, &error, &energy, err);
     e->rel_mse = energy > 0 ? error / energy : 0;
+    if (r == 0) r = keep_part(j, p, j->out, e, err);
     return r ? r : gguf_write(j->w, j->out, p->n_bytes, err);
 }
 
@@ -479,6 +504,8 @@ static int convert(Job *j, const Plan *p, Error *e, DibitError *err) {
         r = calibration_find(&j->calibration, p->from->name, p->cols, &in, err);
     bool whole = (in.triangle && feedback_can(p->to)) || trellis_bits(p->to->id);
     whole &= p->type != p->to;
+    const uint8_t *done = whole ? find_part(j, p, e) : NULL;
+    if (r == 0 && done) return gguf_write(j->w, done, p->n_bytes, err);
     if (r == 0) r = alloc_tensor(j, p, whole, err);
     if (r == 0 && !whole) r = make_importance(j, p, &in, err);
     if (r == 0) r = whole ? convert_whole(j, p, &in, e, err) : convert_chunks(j, p, e, err);
@@ -530,18 +557,31 @@ static void decode_block(void *arg, int item, int thread) {
 }
 
 /* Types without feedback take the weights as they are. */
-static int code_plain(Job *j, const Plan *p, float *target, DibitError *err) {
+static void code_plain(const Plan *p, float *w) {
     if (p->type == p->to) {
         memcpy(p->ready, p->from->data, p->n_bytes);
-        return 0;
+        return;
     }
     for (size_t r = 0; r < p->rows; r++)
-        p->type->decode(target + r * p->cols, p->from->data, p->rows, p->cols, r);
+        p->type->decode(w + r * p->cols, p->from->data, p->rows, p->cols, r);
     for (size_t r = 0; r < p->rows; r += BLOCK)
         p->to->encode(p->ready, p->rows, p->cols, r, MIN((size_t)BLOCK, p->rows - r),
-                      target + r * p->cols, NULL);
-    (void)j, (void)err;
-    return 0;
+                      w + r * p->cols, NULL);
+}
+
+static int code_with_feedback(Job *j, const Plan *p, int stage, float *target,
+                              const float *triangle, Error *e, DibitError *err) {
+    int r = 0;
+    if (stage != j->stage || j->feedback.type != p->to) {
+        feedback_free(&j->feedback);
+        r = feedback_create(&j->feedback, p->to, j->opt->seed, triangle, p->cols, j->pool, err);
+    }
+    j->stage = stage;
+    int effort = j->opt->effort ? j->opt->effort : 2;
+    if (r == 0)
+        r = feedback_encode(&j->feedback, p->ready, target, p->rows, effort, &j->kern, j->pool,
+                            &e->loss, err);
+    return r ? r : keep_part(j, p, p->ready, e, err);
 }
 
 static int code_matrix(void *user, const char *name, int stage, float *target, size_t rows,
@@ -556,21 +596,13 @@ static int code_matrix(void *user, const char *name, int stage, float *target, s
         return fail(err, DIBIT_E_UNSUPPORTED, "%s: recovery needs it as one matrix", name);
     p->ready = mem_alloc(NULL, p->n_bytes);
     if (!p->ready) return fail(err, DIBIT_E_MEMORY, "%s: no memory to convert it", name);
-    if (stage != j->stage) feedback_free(&j->feedback);
-    bool fresh = stage != j->stage || j->feedback.type != p->to;
-    j->stage = stage;
-    int effort = j->opt->effort ? j->opt->effort : 2;
-    if (!feedback_can(p->to)) {
-        r = code_plain(j, p, target, err);
-    } else {
-        if (fresh) {
-            feedback_free(&j->feedback);
-            r = feedback_create(&j->feedback, p->to, j->opt->seed, triangle, cols, j->pool, err);
-        }
-        if (r == 0)
-            r = feedback_encode(&j->feedback, p->ready, target, rows, effort, &j->kern, j->pool,
-                                &e.loss, err);
-    }
+    const uint8_t *done = feedback_can(p->to) ? find_part(j, p, &e) : NULL;
+    if (done)
+        memcpy(p->ready, done, p->n_bytes);
+    else if (feedback_can(p->to))
+        r = code_with_feedback(j, p, stage, target, triangle, &e, err);
+    else
+        code_plain(p, target);
     if (r != 0) return r;
     j->plan = p;
     j->whole = decoded;
@@ -579,12 +611,45 @@ static int code_matrix(void *user, const char *name, int stage, float *target, s
     return tell(j, i - 1, &e, err);
 }
 
+static void check_block(void *arg, int item, int thread) {
+    Job *j = arg;
+    const Plan *p = j->plan;
+    Part *part = &j->parts[item];
+    size_t r0 = (size_t)item * BLOCK;
+    float *row = j->src + (size_t)thread * j->src_size;
+    *part = (Part){ .bad = NONE };
+    for (size_t r = r0; r < MIN(p->rows, r0 + BLOCK) && part->bad == NONE; r++) {
+        p->type->decode(row, p->from->data, p->rows, p->cols, r);
+        find_bad(part, j, row, r);
+    }
+}
+
+/* Names a weight that cannot be stored before activations are spoilt by it. */
+static int check_all(Job *j, DibitError *err) {
+    int r = 0;
+    double unused[2];
+    for (int i = 0; i < j->n && r == 0; i++) {
+        const Plan *p = j->plan = &j->plans[i];
+        int n_blocks = (int)((p->rows + BLOCK - 1) / BLOCK);
+        r = alloc_tensor(j, p, false, err);
+        mem_free(NULL, j->parts);
+        j->parts = mem_alloc(NULL, (size_t)n_blocks * sizeof *j->parts);
+        if (r == 0 && !j->parts) r = fail(err, DIBIT_E_MEMORY, "no memory to check the weights");
+        if (r == 0) pool_run(j->pool, check_block, j, n_blocks);
+        if (r == 0) r = add_parts(j, p, n_blocks, &unused[0], &unused[1], err);
+        free_tensor(j);
+    }
+    return r;
+}
+
 static int recover(Job *j, DibitError *err) {
-    Model m;
+    Model m = { 0 };
     RecoverOptions o = { j->opt->recover, j->opt->n_recover, j->opt->bos, j->opt->recover_window,
                          j->opt->recover_tokens };
-    int r = model_open(&m, j->in, &j->kern, j->pool, true, NULL, err);
-    if (r == 0) r = recover_model(&m, &j->kern, j->pool, &o, code_matrix, j, err);
+    int r = check_all(j, err);
+    if (r == 0) r = model_open(&m, j->in, &j->kern, j->pool, true, NULL, err);
+    if (r != 0) return r;
+    r = recover_model(&m, &j->kern, j->pool, &o, code_matrix, j, err);
     feedback_free(&j->feedback);
     j->feedback_of = NULL;
     model_close(&m);
@@ -633,6 +698,26 @@ static int open_kv(Job *j, DibitError *err) {
     return 0;
 }
 
+/* What the bytes of the output depend on. */
+static uint64_t work_key(const Job *j) {
+    const QuantizeOptions *o = j->opt;
+    uint64_t h = hash64(0, DIBIT_VERSION, strlen(DIBIT_VERSION));
+    const uint64_t numbers[] = {
+        (uint64_t)o->effort, o->seed,          o->n_recover,
+        o->recover_tokens,   (uint64_t)o->bos, (uint64_t)o->recover_window
+    };
+    h = hash64(h, numbers, sizeof numbers);
+    if (o->n_recover) h = hash64(h, o->recover, o->n_recover * sizeof *o->recover);
+    for (int i = 0; i < j->n; i++) {
+        const GgufTensor *t = j->plans[i].from;
+        const uint64_t ids[] = { (uint64_t)t->type, (uint64_t)j->plans[i].to->id };
+        h = hash64(h, ids, sizeof ids);
+        h = hash64(h, t->name, strlen(t->name));
+        h = hash64(h, t->data, t->n_bytes);
+    }
+    return j->calibration.file ? hash64(h, &j->calibration.hash, 8) : h;
+}
+
 static int run(Job *j, const char *in_path, const char *out_path, DibitError *err) {
     int r = read_options(j, err);
     if (r == 0 && !j->opt->dry_run && is_input(in_path, out_path))
@@ -649,6 +734,7 @@ static int run(Job *j, const char *in_path, const char *out_path, DibitError *er
     if (j->opt->dry_run) return convert_all(j, err);
     kern_init(&j->kern, isa_detect());
     r = pool_create(&j->pool, j->opt->n_threads, NULL, err);
+    if (r == 0) r = quantize_part_open(&j->part, out_path, work_key(j), err);
     if (r == 0 && j->opt->n_recover) r = recover(j, err);
     if (r == 0) r = gguf_begin(j->w, out_path, err);
     if (r == 0) r = convert_all(j, err);
@@ -657,7 +743,7 @@ static int run(Job *j, const char *in_path, const char *out_path, DibitError *er
 
 int quantize_file(const char *in_path, const char *out_path, const QuantizeOptions *opt,
                   QuantizeResult *result, DibitError *err) {
-    Job j = { .opt = opt };
+    Job j = { .opt = opt, .part = { .fd = -1 } };
     int r = run(&j, in_path, out_path, err);
     if (result) *result = j.result;
     gguf_writer_free(&j.w);
@@ -665,6 +751,7 @@ int quantize_file(const char *in_path, const char *out_path, const QuantizeOptio
     calibration_close(&j.calibration);
     feedback_free(&j.feedback);
     gguf_close(&j.kv);
+    quantize_part_close(&j.part, r == DIBIT_E_CANCELLED);
     pool_free(&j.pool);
     for (int i = 0; i < j.n_compiled; i++) regfree(&j.rules[i]);
     mem_free(NULL, j.rules);

@@ -25,6 +25,7 @@ typedef struct QuantizeOptions {
      * makes of it (recover.h). n_recover 0: not. */
     const int32_t *recover;
     size_t n_recover;
+    uint64_t recover_hash;   /* of the text, for the metadata */
     uint64_t recover_tokens; /* use at most so many; 0: all */
     int recover_window, bos; /* 0: 2048; bos: -1: none */
     bool dry_run;            /* plan and count only */
@@ -53,10 +54,14 @@ typedef struct QuantizeResult {
         bits_blocks; /* all-in bits per weight: all tensors; without embedding and output */
 } QuantizeResult;
 
-/* Writes out_path atomically (unused in a dry run); nothing is left when it fails. Vectors and
- * norms become f32, matrices what the options say. NaN or infinity in a weight is an error that
- * names the tensor and the place. The same input and options give the same bytes at any thread
- * count. */
+/* Writes out_path atomically (unused in a dry run); nothing is left when it fails. When it is
+ * stopped, slow tensors that are done lie in out_path.part, and the same call goes on from there.
+ * Vectors and norms become f32, matrices what the options say. NaN or infinity in a weight is an
+ * error that names the tensor and the place. The same input and options give the same bytes at any
+ * thread count. */
 int quantize_file(const char *in_path, const char *out_path, const QuantizeOptions *opt,
                   QuantizeResult *result, DibitError *err);
+
+/* How a file was made by quantize_file(), as lines of text, "" when it was not; cut to fit. */
+int quantize_history(const char *path, char *buf, size_t cap, DibitError *err);
 #endif

@@ -14,7 +14,8 @@
 #include "dense.h"
 
 enum { BATCH = 256, WINDOW_DEFAULT = 2048, BASE = 0, CODED = 1 };
-#define DAMPING 0.01 /* of the mean of the diagonal */
+#define DAMPING 0.1  /* of the mean of the diagonal */
+#define SHARE   0.5f /* of the way to the least squares of this text: other texts differ */
 
 typedef struct Recover {
     const Model *m;
@@ -24,7 +25,7 @@ typedef struct Recover {
     void *user;
     Scratch s;
     Cache cache; /* of one layer */
-    int window, n_windows, layer, stage;
+    int window, batch, n_windows, layer, stage;
     size_t n;                        /* tokens in all */
     float *x[2], *in[2], *mid[2];    /* of both networks: (n, n_embd) residual stream and normed;
                                         (n, heads or n_ff) attention's result, activations */
@@ -82,6 +83,7 @@ static int set_up(Recover *r, const Kern *kern, DibitError *err) {
     const RecoverOptions *o = r->opt;
     size_t count = o->n_ids;
     r->window = o->window ? o->window : MIN(WINDOW_DEFAULT, h->n_ctx_train);
+    r->batch = MIN(BATCH, r->window);
     for (size_t i = 0; i < o->n_ids; i++)
         if (o->ids[i] < 0 || o->ids[i] >= h->n_vocab)
             return fail(err, DIBIT_E_ARGUMENT, "token %zu is %d, outside the vocabulary of %d", i,
@@ -100,11 +102,9 @@ static int set_up(Recover *r, const Kern *kern, DibitError *err) {
                          .n_ctx = r->window,
                          .type_k = KV_F16,
                          .type_v = KV_F16,
-                         .n_batch = BATCH };
+                         .n_batch = r->batch };
     int rc = cache_create(&r->cache, &shape, NULL, err);
-    if (rc == 0)
-        rc =
-            scratch_create(&r->s, r->m, kern, r->pool, MIN(BATCH, r->window), r->window, NULL, err);
+    if (rc == 0) rc = scratch_create(&r->s, r->m, kern, r->pool, r->batch, r->window, NULL, err);
     return rc ? rc : allocate(r, err);
 }
 
@@ -116,9 +116,9 @@ static void embed(Recover *r) {
         size_t at = (size_t)w * all / (size_t)r->n_windows * (size_t)r->window;
         float *x = r->x[BASE] + (size_t)w * (size_t)r->window * e;
         if (head) op_rows(&r->s.ops, x, &r->m->embed, &r->opt->bos, 1);
-        for (int i = head; i < r->window; i += BATCH)
+        for (int i = head; i < r->window; i += r->batch)
             op_rows(&r->s.ops, x + (size_t)i * e, &r->m->embed, r->opt->ids + at + i - head,
-                    MIN(BATCH, r->window - i));
+                    MIN(r->batch, r->window - i));
     }
     memcpy(r->x[CODED], r->x[BASE], r->n * e * sizeof(float));
 }
@@ -127,9 +127,9 @@ static void embed(Recover *r) {
 
 static void norm(Recover *r, int net, const float *w) {
     int e = r->m->hp.n_embd;
-    for (size_t i = 0; i < r->n; i += BATCH)
+    for (size_t i = 0; i < r->n; i += (size_t)r->batch)
         op_norm(&r->s.ops, r->in[net] + i * (size_t)e, r->x[net] + i * (size_t)e, w,
-                (int)MIN((size_t)BATCH, r->n - i), e, r->m->hp.eps);
+                (int)MIN((size_t)r->batch, r->n - i), e, r->m->hp.eps);
 }
 
 static void attend(Recover *r, int net, const Layer *l) {
@@ -137,7 +137,7 @@ static void attend(Recover *r, int net, const Layer *l) {
     size_t e = (size_t)h->n_embd, q = q_width(h);
     float scale = (float)(1.0 / sqrt(h->head_dim));
     for (size_t i = 0; i < r->n;) {
-        int pos = (int)(i % (size_t)r->window), n = MIN(BATCH, r->window - pos);
+        int pos = (int)(i % (size_t)r->window), n = MIN(r->batch, r->window - pos);
         if (pos == 0) cache_truncate(&r->cache, 0);
         memcpy(r->s.t, r->in[net] + i * e, (size_t)n * e * sizeof(float));
         model_project_qkv(r->m, &r->s, l, n, pos);
@@ -151,8 +151,8 @@ static void attend(Recover *r, int net, const Layer *l) {
 
 static void activate(Recover *r, int net, const Layer *l) {
     size_t e = (size_t)r->m->hp.n_embd, ff = (size_t)r->m->hp.n_ff;
-    for (size_t i = 0; i < r->n; i += BATCH) {
-        int n = (int)MIN((size_t)BATCH, r->n - i);
+    for (size_t i = 0; i < r->n; i += (size_t)r->batch) {
+        int n = (int)MIN((size_t)r->batch, r->n - i);
         op_matmul_many(&r->s.ops, 2, (float *[]){ r->s.gate, r->s.up }, (size_t[]){ ff, ff },
                        (const Weight *[]){ &l->gate, &l->up }, r->in[net] + i * e, n);
         op_swiglu(&r->s.ops, r->mid[net] + i * ff, r->s.gate, r->s.up, n, (int)ff);
@@ -162,8 +162,8 @@ static void activate(Recover *r, int net, const Layer *l) {
 /* dst (n, n_embd) += sign * W mid. */
 static void add_product(Recover *r, float *dst, const Weight *w, int net, float sign) {
     size_t e = (size_t)r->m->hp.n_embd;
-    for (size_t i = 0; i < r->n; i += BATCH) {
-        int n = (int)MIN((size_t)BATCH, r->n - i);
+    for (size_t i = 0; i < r->n; i += (size_t)r->batch) {
+        int n = (int)MIN((size_t)r->batch, r->n - i);
         op_matmul(&r->s.ops, r->s.t, e, w, r->mid[net] + i * w->cols, n);
         for (size_t k = 0; k < (size_t)n * e; k++) dst[i * e + k] += sign * r->s.t[k];
     }
@@ -213,9 +213,8 @@ static int code(Recover *r, int i, float *gain, DibitError *err) {
     snprintf(name, sizeof name, "blk.%d.%s.weight", r->layer, names[i]);
     for (size_t row = 0; row < w->rows; row++)
         w->type->decode(r->target + row * w->cols, w->data, w->rows, w->cols, row);
-    float alpha = getenv("GQ_ALPHA") ? (float)atof(getenv("GQ_ALPHA")) : 1;
     int rc = dense_solve(gain, w->rows, r->factor, w->cols, r->pool, err);
-    for (size_t k = 0; k < w->rows * w->cols; k++) r->target[k] += alpha * gain[k];
+    for (size_t k = 0; k < w->rows * w->cols; k++) r->target[k] += SHARE * gain[k];
     if (rc == 0)
         rc = r->code(r->user, name, r->stage, r->target, w->rows, w->cols, r->triangle,
                      r->decoded[i], err);

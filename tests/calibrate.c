@@ -353,6 +353,139 @@ static void quantize_refusals(void **state) {
     quantize_refused(DIBIT_E_ARGUMENT, "only 2 of 15 windows", in, &q);
 }
 
+/* ---- recovery and going on ---- */
+
+/* Mean squared difference of the logits of two models on the first windows of the text. */
+static double difference(const char *a, const char *b) {
+    const char *files[] = { a, b };
+    float *logits[2];
+    double sum = 0;
+    for (int k = 0; k < 2; k++) {
+        DibitEngine *e;
+        DibitSession *s;
+        DibitError err;
+        const DibitOptions opt = { .n_threads = 2 };
+        const DibitSessionOptions so = { .n_ctx = WINDOW };
+        if (dibit_open(&e, files[k], &opt, &err) != 0) die("%s", err.text);
+        if (dibit_session_create(&s, e, &so, &err) != 0) die("%s", err.text);
+        logits[k] = malloc(WINDOW * TINY_VOCAB * sizeof **logits);
+        assert_int_equal(dibit_forward(s, ids, WINDOW, logits[k], NULL), 0);
+        dibit_session_free(&s);
+        dibit_close(&e);
+    }
+    for (size_t i = 0; i < WINDOW * TINY_VOCAB; i++) {
+        double d = (double)logits[0][i] - (double)logits[1][i];
+        sum += d * d;
+    }
+    free(logits[0]);
+    free(logits[1]);
+    return sum / (WINDOW * TINY_VOCAB);
+}
+
+static QuantizeOptions recovering(const char *type) {
+    return (QuantizeOptions){ .type = type,
+                              .embedding_type = "f16",
+                              .recover = ids,
+                              .n_recover = N_IDS,
+                              .recover_window = WINDOW,
+                              .bos = 1,
+                              .effort = 1,
+                              .n_threads = 2 };
+}
+
+static void recovery(void **state) {
+    (void)state;
+    const char *in = path("in.gguf"), *plain = path("plain.gguf"), *fed = path("fed.gguf");
+    const char *one = path("one.gguf"), *many = path("many.gguf");
+    QuantizeOptions opt = { .type = "s3", .embedding_type = "f16" };
+    quantize(in, plain, &opt);
+    opt.calibration = path("a.cal");
+    quantize(in, fed, &opt);
+    opt = recovering("s3");
+    quantize(in, one, &opt);
+    opt.n_threads = 3;
+    quantize(in, many, &opt);
+    same_bytes(one, many);
+    double p = difference(in, plain), f = difference(in, fed), r = difference(in, one);
+    if (!(r < 0.9 * f && f < p)) die("plain %g, feedback %g, recovery %g", p, f, r);
+    opt = recovering("q8"); /* without feedback: as ever */
+    quantize(in, many, &opt);
+    quantize(in, one, &(QuantizeOptions){ .type = "q8", .embedding_type = "f16" });
+    assert_true(difference(one, many) == 0);
+    opt.n_recover = WINDOW - 1;
+    quantize_refused(DIBIT_E_ARGUMENT, "fewer than one window", in, &opt);
+    opt = recovering("s3");
+    const char *bad = path("nan.gguf");
+    quantize_refused(DIBIT_E_NUMERIC, "blk.1.ffn_down.weight: the weight at row 1, column 3 is NaN",
+                     bad, &opt);
+}
+
+static int stop_early(void *user, const QuantizeTensor *t) {
+    (void)t;
+    return --*(int *)user == 0;
+}
+
+/* Slow tensors that were done before a stop are not done again; damage to them is noticed. */
+static void quantize_goes_on(void **state) {
+    (void)state;
+    const char *in = path("in.gguf"), *whole = path("one.gguf"), *out = path("many.gguf");
+    const char *part = path("many.gguf.part");
+    for (int k = 0; k < 3; k++) {
+        QuantizeOptions opt = recovering("t2");
+        if (k == 2) opt = (QuantizeOptions){ .type = "s2", .calibration = path("a.cal") };
+        unlink(out);
+        quantize(in, whole, &opt);
+        int left = 7;
+        opt.progress = stop_early;
+        opt.user = &left;
+        assert_int_equal(quantize_file(in, out, &opt, NULL, NULL), DIBIT_E_CANCELLED);
+        assert_int_not_equal(access(out, F_OK), 0);
+        assert_int_equal(access(part, F_OK), 0);
+        if (k == 1) { /* a bit of the third tensor is wrong, and the last one is cut off */
+            FILE *f = fopen(part, "r+b");
+            fseek(f, 3 * 16384, SEEK_SET);
+            int c = fgetc(f);
+            fseek(f, 3 * 16384, SEEK_SET);
+            fputc(c ^ 1, f);
+            fseek(f, 0, SEEK_END);
+            long n = ftell(f);
+            fclose(f);
+            assert_int_equal(truncate(part, n - 5), 0);
+        }
+        opt.progress = NULL;
+        opt.n_threads = 1;
+        quantize(in, out, &opt);
+        assert_int_not_equal(access(part, F_OK), 0);
+        same_bytes(whole, out);
+    }
+}
+
+/* What was done is in the file. */
+static void metadata(void **state) {
+    (void)state;
+    uint64_t v;
+    Gguf *g;
+    QuantizeOptions opt = recovering("s2");
+    opt.calibration = path("a.cal");
+    opt.recover_hash = 77;
+    quantize(path("in.gguf"), path("one.gguf"), &opt);
+    assert_int_equal(gguf_open(&g, path("one.gguf"), false, NULL, NULL), 0);
+    assert_true(gguf_get_u64(g, "dibit.quantize.calibration_text_hash", &v) && v == 5);
+    assert_true(gguf_get_u64(g, "dibit.quantize.calibration_tokens", &v) && v == 960);
+    assert_true(gguf_get_u64(g, "dibit.quantize.recover_text_hash", &v) && v == 77);
+    assert_true(gguf_get_u64(g, "dibit.quantize.recover_tokens", &v) && v == N_IDS);
+    gguf_close(&g);
+    char text[1024], cut[20];
+    assert_int_equal(quantize_history(path("one.gguf"), text, sizeof text, NULL), 0);
+    assert_non_null(strstr(text, "s2, embedding f16, seed 0"));
+    assert_non_null(strstr(text, "960 tokens of text 0000000000000005"));
+    assert_non_null(strstr(text, "1000 tokens of text 000000000000004d"));
+    assert_int_equal(quantize_history(path("one.gguf"), cut, sizeof cut, NULL), 0);
+    assert_int_equal(strlen(cut), sizeof cut - 1);
+    assert_int_equal(quantize_history(path("in.gguf"), text, sizeof text, NULL), 0);
+    assert_string_equal(text, "");
+}
+
 static int set_up(void **state) {
     (void)state;
     TinyState s = { .rng = 3 };
@@ -372,7 +505,8 @@ int main(void) {
         cmocka_unit_test(right_sums),        cmocka_unit_test(stop_and_go_on),
         cmocka_unit_test(little_and_wide),   cmocka_unit_test(refusals),
         cmocka_unit_test(any_thread_count),  cmocka_unit_test(imatrix),
-        cmocka_unit_test(quantize_refusals),
+        cmocka_unit_test(quantize_refusals), cmocka_unit_test(recovery),
+        cmocka_unit_test(quantize_goes_on),  cmocka_unit_test(metadata),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }

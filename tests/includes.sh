@@ -14,7 +14,7 @@ headers='
 4  ops.h
 5  model.h
 6  session.h
-7  quantize.h evaluate.h shape.h context.h calibrate.h calibration.h calibrate_kv.h calibrate_basis.h dense.h feedback.h recover.h
+7  quantize.h evaluate.h shape.h context.h calibrate.h calibration.h calibrate_kv.h calibrate_basis.h dense.h feedback.h recover.h quantize_part.h
 '
 # files (first match counts)                      levels (a first and a last one), or names
 files='
