@@ -96,12 +96,31 @@ static void accum_k3(const Kern *kern, float *acc, const float *factor, const fl
     kern->accum_k3(acc, (size_t)d, factor, s, lds, n_q, v, n_pos, d);
 }
 
+/* Rows say themselves what they could not hold: such halves are NaN. */
+static bool halves_finite(const uint8_t *p, int n) {
+    bool bad = false;
+    for (int i = 0; i < n; i++) bad |= (load_u16(p + 2 * i) & 0x7c00) == 0x7c00;
+    return !bad;
+}
+
+static bool finite_f16(const uint8_t *row, int d) {
+    return halves_finite(row, d);
+}
+
+static bool finite_q8(const uint8_t *row, int d) {
+    return halves_finite(row + d, 1);
+}
+
+static bool finite_q4(const uint8_t *row, int d) {
+    return halves_finite(row + d / 2, (d + 31) / 32);
+}
+
 static const KvType types[KV_N_TYPES] = {
-    [KV_F16] = { "f16", 0, false, false, row_f16, put_f16, score_f16, accum_f16 },
-    [KV_Q8] = { "q8", 0, true, false, row_q8, put_q8, score_q8, accum_q8 },
-    [KV_Q4] = { "q4", 0, true, true, row_q4, put_q4, score_q4, accum_q4 },
-    [KV_K3] = { "k3", 3, true, true, row_k3, NULL, score_k3, accum_k3 },
-    [KV_K2] = { "k2", 2, true, true, row_k2, NULL, score_k2, accum_k2 },
+    [KV_F16] = { "f16", 0, false, false, row_f16, put_f16, finite_f16, score_f16, accum_f16 },
+    [KV_Q8] = { "q8", 0, true, false, row_q8, put_q8, finite_q8, score_q8, accum_q8 },
+    [KV_Q4] = { "q4", 0, true, true, row_q4, put_q4, finite_q4, score_q4, accum_q4 },
+    [KV_K3] = { "k3", 3, true, true, row_k3, NULL, NULL, score_k3, accum_k3 },
+    [KV_K2] = { "k2", 2, true, true, row_k2, NULL, NULL, score_k2, accum_k2 },
 };
 
 const KvType *kv_type(int id) {
@@ -497,18 +516,23 @@ static const float *input(const PutJob *j, int side, int head, int t) {
     return j->x[side] + ((size_t)t * (size_t)s->n_kv_heads + (size_t)head) * (size_t)s->head_dim;
 }
 
+static void put_row(Cache *c, const Kern *kern, int type, uint8_t *row, const float *x) {
+    types[type].put(kern, row, x, c->shape.head_dim);
+    if (!types[type].finite(row, c->shape.head_dim)) atomic_store(&c->nonfinite, 1);
+}
+
 /* The window before pos and the new rows, in order, and what of them the window keeps. */
 static void put_recent(const PutJob *j, int side, int head) {
     Cache *c = j->c;
-    int d = c->shape.head_dim, w = c->shape.window, end = j->pos + j->n;
-    size_t row = row_q8(d);
+    int w = c->shape.window, end = j->pos + j->n;
+    size_t row = row_q8(c->shape.head_dim);
     uint8_t *sinks = recent_at(c, side, j->layer, head),
             *ring = sinks + (size_t)c->shape.sinks * row;
     for (int p = MAX(c->fresh_from, c->q8_from); p < j->pos; p++)
         memcpy(fresh_at(c, side, head, p), ring + (size_t)(p % w) * row, row);
     for (int p = j->pos; p < end; p++) {
         uint8_t *r = fresh_at(c, side, head, p);
-        j->kern->kv_put_q8(r, input(j, side, head, p - j->pos), d);
+        put_row(c, j->kern, KV_Q8, r, input(j, side, head, p - j->pos));
         if (p < c->shape.sinks) memcpy(sinks + (size_t)p * row, r, row);
     }
     for (int p = MAX(j->pos, end - w); p < end; p++)
@@ -559,11 +583,11 @@ static void put_item(void *arg, int item, int thread) {
     const PutJob *j = arg;
     Cache *c = j->c;
     int side = item % 2, head = item / 2 / j->n_chunks, chunk = item / 2 % j->n_chunks;
-    const KvType *t = &types[cache_type(c, j->layer, side)];
-    int first = j->pos, end = j->pos + j->n, d = c->shape.head_dim;
+    int type = cache_type(c, j->layer, side), first = j->pos, end = j->pos + j->n;
+    bool records = types[type].bits != 0;
     KvCount count = { 0 };
     (void)thread;
-    if (t->bits) {
+    if (records) {
         first = MAX(MIN(records_done(c, j->pos), c->n_records), c->q8_from);
         end = records_done(c, end);
     }
@@ -571,11 +595,11 @@ static void put_item(void *arg, int item, int thread) {
     first = MAX(first, block * CHUNK);
     end = MIN(end, (block + 1) * CHUNK);
     for (int p = first; p < end; p++) {
-        if (t->bits)
+        if (records)
             add_record(j, side, head, p, &count);
         else
-            t->put(j->kern, row_at(c, side, j->layer, head, p), input(j, side, head, p - j->pos),
-                   d);
+            put_row(c, j->kern, type, row_at(c, side, j->layer, head, p),
+                    input(j, side, head, p - j->pos));
     }
     count_records(c, &count);
 }
@@ -600,7 +624,7 @@ static void replace_recent(Cache *c, const Kern *kern, int layer, int side, int 
     size_t row = row_q8(c->shape.head_dim);
     int n_sinks = c->shape.sinks, w = c->shape.window;
     KvCount count = { 0 };
-    kern->kv_put_q8(q8, x, c->shape.head_dim);
+    put_row(c, kern, KV_Q8, q8, x);
     if (p < n_sinks) memcpy(sinks + (size_t)p * row, q8, row);
     if (w && p >= c->ring_from) memcpy(sinks + (size_t)(n_sinks + p % w) * row, q8, row);
     if (in_hand && p >= c->fresh_from) memcpy(fresh_at(c, side, head, p), q8, row);
@@ -615,12 +639,12 @@ void cache_replace(Cache *c, const Kern *kern, int layer, int p, const float *k,
     assert(p >= 0 && p < c->n_past);
     for (int i = 0; i < 2 * c->shape.n_kv_heads; i++) {
         int side = i % 2, head = i / 2;
-        const KvType *t = &types[cache_type(c, layer, side)];
+        int type = cache_type(c, layer, side);
         const float *x = input(&j, side, head, 0);
-        if (t->bits)
+        if (types[type].bits)
             replace_recent(c, kern, layer, side, head, p, x, in_hand);
         else
-            t->put(kern, row_at(c, side, layer, head, p), x, c->shape.head_dim);
+            put_row(c, kern, type, row_at(c, side, layer, head, p), x);
     }
 }
 

@@ -45,6 +45,7 @@ typedef struct KvType {
     bool rotate;     /* rows are in the basis of basis.h */
     size_t (*row_bytes)(int head_dim);
     void (*put)(const Kern *kern, uint8_t *row, const float *x, int d); /* NULL for records */
+    bool (*finite)(const uint8_t *row, int d); /* what put wrote; NULL likewise */
     /* as score_* and accum_* of kern.h: s[j * lds + p], acc[j * d + c] */
     void (*score)(const Kern *kern, float *s, size_t lds, const KvQuery *q, const uint8_t *k,
                   size_t k_row, int n_pos, int d);
@@ -89,7 +90,7 @@ typedef struct Cache {
     int fresh_from, fresh_len;
     size_t page_total, recent_bytes, scratch_bytes;
     T4Table *table;
-    atomic_int nonfinite;            /* a row with NaN or infinity came in */
+    atomic_int nonfinite; /* a row came in with NaN, infinity or more than its type can hold */
     atomic_long n_zero, n_saturated; /* as KvCount */
     const DibitAllocator *memory;
 } Cache;

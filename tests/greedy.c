@@ -1,8 +1,8 @@
 /* greedy.c - every cache type on every instruction set of this machine, in decode and in prefill:
  * the greedy tokens and the logits' bits of plain C. Also a program of its own, without cmocka, so
  * that tests/greedy.sh can build it for another machine.
- * usage: test_greedy [MODEL PROMPTS TOKENS]; without arguments on the base model of ../shared, or
- * on the one in models/, with few prompts for plain C, which is slow. */
+ * usage: test_greedy [all] | MODEL PROMPTS TOKENS [ISA]; without a model on the base model of
+ * ../shared, or on the one in models/; without "all" few prompts, and plain C a part of them. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -212,9 +212,9 @@ int main(int argc, char **argv) {
                  base, model);
         if (system(command) != 0) return 1;
     }
-    if (!config) n_tokens = 8; /* s3 is slower still */
-    if (SLOWNESS > 1) n_prompts = 1, n_tokens = 4;
-    bool good = run(model, argc == 2 && strcmp(argv[1], "all") == 0, NULL);
+    bool all = argc == 2 && strcmp(argv[1], "all") == 0;
+    if (!all) n_prompts = MIN(n_prompts, SLOWNESS > 1 ? 1 : 12), n_tokens = SLOWNESS > 1 ? 4 : 8;
+    bool good = run(model, all, NULL);
     if (config) remove(model);
     return good ? 0 : 1;
 #else

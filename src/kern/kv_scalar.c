@@ -177,7 +177,7 @@ static void kv_put_q4(uint8_t *row, const float *x, int d) {
             float e = q4_try(code[!best], x, n, f16_to_f32(h));
             if (e < least) least = e, best = !best, scale = h;
         }
-        if (bad != 0 || (scale & 0x7c00) == 0x7c00) scale = 0x7e00;
+        if (!(least < INFINITY)) scale = 0x7e00; /* NaN, infinity, or too large for f16 */
         for (int i = 0; i < n / 2; i++)
             out[i] = (uint8_t)(code[best][i] | code[best][n / 2 + i] << 4);
         memcpy(row + d / 2 + 2 * g, &scale, sizeof scale);
