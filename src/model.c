@@ -638,14 +638,14 @@ static void rotate_in(Scratch *s, const Hparams *h, const Layer *w, const Cache 
     const KvType *k = kv_type(cache_type(c, layer, 0)), *v = kv_type(cache_type(c, layer, 1));
     Ops *o = &s->ops;
     int d = h->head_dim, n_kv = h->n_kv_heads;
-    if (k->bits && w->k_in.m) {
+    if (k->rotate && w->k_in.m) {
         op_head_map(o, s->q, n, h->n_heads, n_kv, d, &w->q_in);
         op_head_map(o, s->k, n, n_kv, n_kv, d, &w->k_in);
     } else if (k->rotate) {
         op_rotate(o, s->q, n * h->n_heads, d, false);
         op_rotate(o, s->k, n * n_kv, d, false);
     }
-    if (v->bits && w->v_in.m)
+    if (v->rotate && w->v_in.m)
         op_head_map(o, s->v, n, n_kv, n_kv, d, &w->v_in);
     else if (v->rotate)
         op_rotate(o, s->v, n * n_kv, d, false);
@@ -654,7 +654,7 @@ static void rotate_in(Scratch *s, const Hparams *h, const Layer *w, const Cache 
 static void rotate_out(Scratch *s, const Hparams *h, const Layer *w, const Cache *c, int layer,
                        int n) {
     const KvType *v = kv_type(cache_type(c, layer, 1));
-    if (v->bits && w->v_out.m)
+    if (v->rotate && w->v_out.m)
         op_head_map(&s->ops, s->att, n, h->n_heads, h->n_kv_heads, h->head_dim, &w->v_out);
     else if (v->rotate)
         op_rotate(&s->ops, s->att, n * h->n_heads, h->head_dim, true);
