@@ -9,7 +9,7 @@ the base, or with --teacher control the control as it is at that step.
   python3 distill.py text --train DIR --out D --mb simplewiki=34,...   cut the text into pieces
   python3 distill.py pack --data D --base HF             pieces and *.evaltxt to token files
   python3 distill.py train --data D --base HF --out OUT --seconds S    train, evaluate, pack
-  python3 distill.py fill --from OUT --name student --template T.gguf --out M.gguf
+  python3 distill.py fill --from OUT --name student --template T.gguf --method TEXT --out M.gguf
 
 T.gguf is a file of the same types and shapes, as `dibit quantize --type s2 --embedding-type q8`
 makes it of the base.
@@ -385,7 +385,7 @@ def main():
     for command, names in (
         ("text", "train out mb"),
         ("pack", "data base"),
-        ("fill", "from name template out"),
+        ("fill", "from name template method out"),
         ("train", "data base out"),
     ):
         q = sub.add_parser(command)

@@ -80,6 +80,6 @@ def fill(o):
     for name, n in index["tensors"]:
         tensors[name] = blob[at : at + n]
         at += n
-    data = gguf.fill(open(o.template, "rb").read(), tensors)
+    data = gguf.fill(open(o.template, "rb").read(), tensors, [("dibit.train.method", o.method)])
     open(o.out, "wb").write(data)
     print(o.out, len(data), "bytes, sha256", hashlib.sha256(data).hexdigest())

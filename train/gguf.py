@@ -17,11 +17,13 @@ class Gguf:
             if key == "general.alignment":
                 align = struct.unpack_from("<I", data, self.at)[0]
             self.skip(kind)
+        self.keys_end = self.at
         self.tensors = {}
         for _ in range(n):
             name = self.string()
             dims = [self.u64() for _ in range(self.u32())]
             self.tensors[name] = (self.u32(), dims, self.u64())
+        self.infos_end, self.align = self.at, align
         start = (self.at + align - 1) // align * align
         ends = sorted(t[2] for t in self.tensors.values()) + [len(data) - start]
         self.tensors = {
@@ -54,8 +56,9 @@ class Gguf:
             self.at += SCALAR[kind]
 
 
-def fill(template, tensors):
-    """The bytes of `template` with the data of every tensor replaced by tensors[name] (bytes)."""
+def fill(template, tensors, notes=()):
+    """The bytes of `template` with the data of every tensor replaced by tensors[name] (bytes), and
+    with notes, (key, text) each, as further metadata."""
     g = Gguf(template)
     assert sorted(g.tensors) == sorted(tensors), set(g.tensors) ^ set(tensors)
     out = bytearray(template)
@@ -63,4 +66,11 @@ def fill(template, tensors):
         n = len(tensors[name])
         assert room - 32 < n <= room, f"{name}: {n} bytes for a place of {room}"
         out[at : at + n] = tensors[name]
-    return bytes(out)
+    pad = lambda n: (n + g.align - 1) // g.align * g.align
+    n_tensors, n_keys = struct.unpack_from("<QQ", out, 8)
+    head = out[:8] + struct.pack("<QQ", n_tensors, n_keys + len(notes)) + out[24 : g.keys_end]
+    for pair in notes:
+        key, text = (x.encode() for x in pair)
+        head += struct.pack(f"<Q{len(key)}sIQ{len(text)}s", len(key), key, 8, len(text), text)
+    head += out[g.keys_end : g.infos_end]
+    return bytes(head + bytes(pad(len(head)) - len(head)) + out[pad(g.infos_end) :])
