@@ -148,6 +148,51 @@ static void trellis(void **state) {
     gguf_close(&y);
 }
 
+enum { N_IDS = 5 };
+
+static float *logits_of(const char *name) {
+    DibitEngine *e = NULL;
+    DibitSession *s = NULL;
+    DibitError err;
+    float *logits = malloc(N_IDS * TINY_VOCAB * sizeof *logits);
+    if (dibit_open(&e, name, NULL, &err) != 0 ||
+        dibit_session_create(&s, e, &(DibitSessionOptions){ .n_ctx = 16 }, &err) != 0 ||
+        dibit_forward(s, (const int32_t[N_IDS]){ 1, 70, 200, 13, 299 }, N_IDS, logits, &err) != 0)
+        die("%s", err.text);
+    dibit_session_free(&s);
+    dibit_close(&e);
+    return logits;
+}
+
+/* Matrices with the same input in types that want it in three forms, rotated, int8 and float,
+ * against the same weights in f32. */
+static void mixed_types_run(void **state) {
+    (void)state;
+    static const QuantizeRule rules[] = { { "attn_q", "t2" },    { "attn_k", "q8" },
+                                          { "attn_v", "t3" },    { "attn_output", "t3" },
+                                          { "ffn_gate", "f16" }, { "token_embd", "t3" } };
+    const char *in = path("in.gguf"), *mixed = path("one.gguf"), *plain = path("many.gguf");
+    double error = 0, size = 0;
+    write_tiny(in, &(Tiny){ .type = T_F32 });
+    quantize(in, mixed,
+             &(QuantizeOptions){ .type = "t2", .rules = rules, .n_rules = (int)ARRAY_LEN(rules) });
+    quantize(mixed, plain, &(QuantizeOptions){ .type = "f32" });
+    Gguf *g = open_file(mixed);
+    assert_int_equal(type_of(g, "token_embd.weight"), T_T3);
+    assert_int_equal(type_of(g, "blk.1.attn_k.weight"), T_Q8_0);
+    assert_int_equal(type_of(g, "blk.1.ffn_down.weight"), T_T2);
+    gguf_close(&g);
+    float *got = logits_of(mixed), *want = logits_of(plain);
+    for (int i = 0; i < N_IDS * TINY_VOCAB; i++) {
+        error += pow((double)got[i] - (double)want[i], 2);
+        size += pow((double)want[i], 2);
+    }
+    print_message("error %.3f of the logits' norm\n", sqrt(error / size));
+    assert_true(size > 0 && error < 0.05 * 0.05 * size);
+    free(got);
+    free(want);
+}
+
 static void any_thread_count(void **state) {
     (void)state;
     static const char *const types[] = { "t2", "t3", "s2", "s3", "q4", "q8", "f16", "bf16" };
@@ -422,11 +467,17 @@ static int tear_down(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rules_and_metadata), cmocka_unit_test(trellis),
-        cmocka_unit_test(any_thread_count),   cmocka_unit_test(chunks),
-        cmocka_unit_test(split_input),        cmocka_unit_test(plan_and_notes),
-        cmocka_unit_test(odd_columns),        cmocka_unit_test(refusals),
-        cmocka_unit_test(shapes_run),         cmocka_unit_test(shapes_refuse),
+        cmocka_unit_test(rules_and_metadata),
+        cmocka_unit_test(trellis),
+        cmocka_unit_test(mixed_types_run),
+        cmocka_unit_test(any_thread_count),
+        cmocka_unit_test(chunks),
+        cmocka_unit_test(split_input),
+        cmocka_unit_test(plan_and_notes),
+        cmocka_unit_test(odd_columns),
+        cmocka_unit_test(refusals),
+        cmocka_unit_test(shapes_run),
+        cmocka_unit_test(shapes_refuse),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
