@@ -15,7 +15,7 @@
 
 enum {
     STATES = 256,
-    BATCH = 4,     /* row blocks that go in step, so that a part of the table serves all of them */
+    BATCH = 4,     /* row blocks that go in step, so that entries of the table serve several */
     FAR = 255,     /* cost of states that cannot be */
     BEAM_FAST = 64 /* states a step goes on from with effort 1 */
 };
@@ -66,20 +66,26 @@ static void make_tables(TrellisEncoder *e) {
         }
 }
 
-/* Squared distances of w (in units of p) from what p stands for, less the least of each lane. */
+/* Squared distances of w (in units of p) from what p stands for, less the least of each lane. The
+ * conditions are such that they need no branch. */
 static void make_lut(uint8_t lut[64], int type, const float w[4], float inverse, float weight) {
     float unit = weight * (type == T_T2 ? UNIT_T2 : UNIT_T3);
+    static const float t2[9] = { -4, -3, -2, -1, 0, 1, 2, 3, 4 };
+    static const float t3[9] = { 4.25f, 3.25f, 2.25f, 1.25f, 0.25f, 0.75f, 1.75f, 2.75f, 3.75f };
+    const float *value = type == T_T2 ? t2 : t3;
     for (int i = 0; i < 4; i++) {
         float x = w[i] * inverse, dist[9], least = 1e30f;
-        x = fminf(fmaxf(x, -16.0f), 16.0f);
+        x = x < -16.0f ? -16.0f : x > 16.0f ? 16.0f : x;
         if (type == T_T3) x = fabsf(x);
         for (int p = 0; p < 9; p++) {
-            float e = x - (type == T_T2 ? (float)(p - 4) : fabsf((float)p - 4.25f));
+            float e = x - value[p];
             dist[p] = e * e * unit;
-            least = fminf(least, dist[p]);
+            least = dist[p] < least ? dist[p] : least;
         }
-        for (int p = 0; p < 9; p++)
-            lut[16 * i + p] = (uint8_t)(int)(fminf(dist[p] - least, 255.0f) + 0.5f);
+        for (int p = 0; p < 9; p++) {
+            float d = dist[p] - least;
+            lut[16 * i + p] = (uint8_t)(int)((d < 255.0f ? d : 255.0f) + 0.5f);
+        }
     }
 }
 

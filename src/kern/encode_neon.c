@@ -1,46 +1,17 @@
 /* encode_neon.c - the inner loops of the encoder of t2 and t3 for every aarch64: 32 next states at
- * a time, in two vectors. As in encode_avx2.c, states are tried in the order of their cost until no
- * state that is left could lower one of the 32. */
+ * a time, in two vectors. */
 #include "kern.h"
 
 #include <arm_neon.h>
-#include <string.h>
 
-enum { CLASS = 2, CLASSES = 24, CHUNK = 8 };
-
-typedef struct Order { /* states in classes of rising cost */
-    uint8_t state[256 + CHUNK], cost[256 + CHUNK];
-    uint8_t floor[256 + CHUNK + 1]; /* no state from there on costs less */
-    int n;
-} Order;
-
-static int limit_of(const int *count, int beam) {
-    int limit = 0;
-    for (int n = count[0]; n < beam; n += count[limit]) limit++;
-    return limit;
-}
-
-static void sort(Order *o, const uint8_t *from, int beam) {
-    int count[256] = { 0 }, at[CLASSES + 1] = { 0 }, n = 0;
+/* The states that are tried. */
+static int list_states(uint8_t state[256], const uint8_t *from, int beam) {
+    int count[256] = { 0 }, limit = 0, n = 0;
     for (int a = 0; a < 256; a++) count[from[a]]++;
-    int limit = limit_of(count, beam);
-    for (int c = 0; c <= limit; c++) {
-        int class = c / CLASS < CLASSES ? c / CLASS : CLASSES;
-        memset(o->floor + n, class * CLASS, (size_t)count[c]);
-        n += count[c];
-        if (class < CLASSES) at[class + 1] = n;
-    }
-    for (int k = 1; k <= CLASSES; k++) at[k] = at[k] > at[k - 1] ? at[k] : at[k - 1];
-    for (int a = 0; a < 256; a++) {
-        if (from[a] > limit) continue;
-        int class = from[a] / CLASS < CLASSES ? from[a] / CLASS : CLASSES;
-        o->state[at[class]] = (uint8_t)a;
-        o->cost[at[class]++] = from[a];
-    }
-    memset(o->state + n, o->state[0], CHUNK); /* the last chunk is filled up */
-    memset(o->cost + n, 255, CHUNK);
-    memset(o->floor + n, 255, CHUNK + 1);
-    o->n = n;
+    for (int k = count[0]; k < beam; k += count[limit]) limit++;
+    for (int a = 0; a < 256; a++)
+        if (from[a] <= limit) state[n++] = (uint8_t)a;
+    return n;
 }
 
 /* Costs of 16 of the 32 pairs of an entry. */
@@ -56,17 +27,15 @@ static inline void load_lut(uint8x16_t l[4], const uint8_t *lut) {
     for (int i = 0; i < 4; i++) l[i] = vld1q_u8(lut + 16 * i);
 }
 
-static void group(uint8_t *to, const Order *o, const uint8_t *lut, const uint8_t *table) {
+static void group(uint8_t *to, const uint8_t *from, const uint8_t *state, int n, const uint8_t *lut,
+                  const uint8_t *table) {
     uint8x16_t l[4], m = vdupq_n_u8(255), m2 = m;
     load_lut(l, lut);
-    for (int k = 0; k < o->n; k += CHUNK) {
-        for (int i = k; i < k + CHUNK; i++) {
-            const uint8_t *entry = table + TRELLIS_ENTRY * o->state[i];
-            uint8x16_t c = vdupq_n_u8(o->cost[i]);
-            m = vminq_u8(m, vqaddq_u8(cost(l, entry), c));
-            m2 = vminq_u8(m2, vqaddq_u8(cost(l, entry + 16), c));
-        }
-        if (vmaxvq_u8(vmaxq_u8(m, m2)) <= o->floor[k + CHUNK]) break;
+    for (int k = 0; k < n; k++) {
+        const uint8_t *entry = table + TRELLIS_ENTRY * state[k];
+        uint8x16_t before = vdupq_n_u8(from[state[k]]);
+        m = vminq_u8(m, vqaddq_u8(cost(l, entry), before));
+        m2 = vminq_u8(m2, vqaddq_u8(cost(l, entry + 16), before));
     }
     vst1q_u8(to, m);
     vst1q_u8(to + 16, m2);
@@ -80,16 +49,12 @@ static void subtract_least(uint8_t *to) {
 }
 
 static void trellis_step TRELLIS_STEP_ARGS {
-    enum { MOST = 8 };
-    Order order[MOST];
-    for (; n > 0; n -= MOST, to += MOST * stride, from += MOST * stride, lut += MOST * 64) {
-        int many = n < MOST ? n : MOST;
-        for (int k = 0; k < many; k++) sort(&order[k], from + (size_t)k * stride, beam);
-        for (int g = 0; g < 8; g++) /* a part of the table stays in the cache for all searches */
-            for (int k = 0; k < many; k++)
-                group(to + (size_t)k * stride + 32 * g, &order[k], lut + 64 * k,
-                      table + (size_t)g * 256 * TRELLIS_ENTRY);
-        for (int k = 0; k < many; k++) subtract_least(to + (size_t)k * stride);
+    for (; n > 0; n--, to += stride, from += stride, lut += 64) {
+        uint8_t state[256];
+        int n_states = list_states(state, from, beam);
+        for (int g = 0; g < 8; g++)
+            group(to + 32 * g, from, state, n_states, lut, table + g * 256 * TRELLIS_ENTRY);
+        subtract_least(to);
     }
 }
 
