@@ -351,9 +351,10 @@ DIBIT_API int dibit_kv_read(DibitKv *kv, int layer, const int shape[4], float *k
                             const int32_t *positions, DibitError *err);
 
 /* Keeps the first n positions of every layer and returns how many it could keep: with k2 and k3 and
- * a window that may be up to window + 16 fewer, where q8 rows that position n will read are gone.
- * Append those again; results from position n on are then by the rule above. An error when a layer
- * holds fewer than n. */
+ * a window that may be up to `window` fewer, where q8 rows that position n will read are gone.
+ * Append those again; results from position n on are then by the rule above (those of the positions
+ * appended again read records where the q8 rows are gone). An error when a layer holds fewer than
+ * n. */
 DIBIT_API int dibit_kv_truncate(DibitKv *kv, int n, DibitError *err);
 DIBIT_API void dibit_kv_reset(DibitKv *kv); /* empties all layers and the counts below */
 

@@ -425,11 +425,12 @@ int cache_reserve(Cache *c, int n, DibitError *err) {
 
 int cache_truncate(Cache *c, int n) {
     assert(n >= 0 && n <= c->n_past);
-    bool kept =
-        !c->has_records || !c->shape.window || MAX(window_start(c, n), c->q8_from) >= c->ring_from;
-    c->n_past = kept ? n : window_start(c, n);
-    c->q8_from = kept ? MIN(c->q8_from, n) : c->n_past;
-    c->ring_from = kept ? MIN(c->ring_from, n) : c->n_past;
+    int from = window_start(c, n); /* what position n reads in q8, none of which may be gone */
+    bool kept = n == c->n_past || !c->has_records || !c->shape.window ||
+                from >= MAX(c->q8_from, c->ring_from);
+    c->n_past = kept ? n : from;
+    c->q8_from = kept ? MIN(c->q8_from, n) : from;
+    c->ring_from = kept ? MIN(c->ring_from, n) : from;
     return c->n_past;
 }
 

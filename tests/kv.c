@@ -398,6 +398,48 @@ static void truncated_equals_a_fresh_cache(void **state) {
     assert_true(fewer > 0);
 }
 
+/* Appending, overwriting and cutting back in any order: the next position always sees what a fresh
+ * cache of the same vectors would show it. */
+static void any_order_equals_a_fresh_cache(void **state) {
+    (void)state;
+    for (int i = 0; i < 12; i++) {
+        Case c = coarse_case(300);
+        DibitKv *kv = create(&c.o);
+        DibitError err = { 0 };
+        for (int step = 0, n = 0; step < 20; step++) {
+            int back = rnd_int(0, rnd() % 2 ? 100 : c.n), to = MAX(0, n - back);
+            int p = n ? rnd_int(0, n - 1) : 0;
+            if (to < n) {
+                int kept = dibit_kv_truncate(kv, to, &err);
+                if (kept < 0) fail_msg("truncate: %s", err.text);
+                append(&c, kv, 0, kept, to - kept);
+                n = to;
+            } else if (n > 0 && rnd() % 2) {
+                float *x = floats(kv_floats(&c, 1));
+                put_back(&c, rnd() % 2 ? c.k : c.v, x, c.o.n_kv_heads, p, 1);
+                overwrite(&c, kv, p);
+                free(x);
+            }
+            int m = rnd() % 2 ? 1 : rnd_int(1, MIN(c.n - n, 100));
+            append(&c, kv, 0, n, m);
+            n += m;
+            attend(&c, kv, 0, n - 1, 1, 0);
+            float *got = part(&c, c.out, c.o.n_heads, n - 1, 1);
+            DibitKv *fresh = create(&c.o);
+            append(&c, fresh, 0, 0, n);
+            attend(&c, fresh, 0, n - 1, 1, 0);
+            float *want = part(&c, c.out, c.o.n_heads, n - 1, 1);
+            expect_same(want, got, q_floats(&c, 1), "any order");
+            dibit_kv_free(&fresh);
+            free(want);
+            free(got);
+            if (n == c.n) n = dibit_kv_truncate(kv, 0, &err);
+        }
+        dibit_kv_free(&kv);
+        free_case(&c);
+    }
+}
+
 /* ---- errors ---- */
 
 static void expect_error(int got, int want, const DibitError *err, const char *text) {
@@ -704,6 +746,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(pieces_threads_and_layers_change_nothing),
         cmocka_unit_test(overwriting_equals_a_fresh_cache),
         cmocka_unit_test(truncated_equals_a_fresh_cache),
+        cmocka_unit_test(any_order_equals_a_fresh_cache),
         cmocka_unit_test(options_are_checked),
         cmocka_unit_test(calls_are_checked),
         cmocka_unit_test(queries_too_far_back_are_named),
