@@ -615,6 +615,35 @@ static void bad_numbers_leave_the_cache_as_it_was(void **state) {
     }
 }
 
+/* The largest vectors that pass are held: one value with all of the length, and all alike. */
+static void the_largest_numbers_are_held(void **state) {
+    static const float large[] = { 65504, 8.3e6f, 5.2e5f, 8.3e6f, 8.3e6f };
+    static const int shape[4] = { 1, 1, 40, 64 };
+    (void)state;
+    for (int type = 0; type < 5; type++) {
+        DibitKvOptions o = { .n_kv_heads = 1, .head_dim = 64, .max_positions = 40, .n_threads = 1 };
+        o.type_k = o.type_v = names[type];
+        o.sinks = o.window = -1;
+        DibitKv *kv = create(&o);
+        DibitError err = { 0 };
+        static float x[40 * 64], got[40 * 64];
+        for (int i = 0; i < 40 * 64; i++) {
+            int p = i / 64, one = p < 20 ? i % 64 == p * 3 : 1;
+            float size = p < 20 || type < 2 ? 1 : 0.1249f; /* 1 / sqrt(64), a little less */
+            x[i] = one ? (rnd() % 2 ? -large[type] : large[type]) * size : 0;
+        }
+        if (dibit_kv_append(kv, 0, shape, x, x, NULL, &err) != 40)
+            fail_msg("%s: %s", names[type], err.text);
+        assert_int_equal(dibit_kv_read(kv, 0, shape, got, NULL, NULL, &err), 0);
+        for (int i = 0; i < 40 * 64; i++) { /* records saturate */
+            assert_true(isfinite(got[i]));
+            if (type < 3)
+                assert_true(fabsf(got[i] - x[i]) <= large[type] * (type < 2 ? 0.01f : 0.2f));
+        }
+        dibit_kv_free(&kv);
+    }
+}
+
 /* ---- memory ---- */
 
 typedef struct Counter { /* the pool's threads release too */
@@ -751,6 +780,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(calls_are_checked),
         cmocka_unit_test(queries_too_far_back_are_named),
         cmocka_unit_test(bad_numbers_leave_the_cache_as_it_was),
+        cmocka_unit_test(the_largest_numbers_are_held),
         cmocka_unit_test(every_allocation_may_fail),
         cmocka_unit_test(huge_caches_are_refused),
         cmocka_unit_test(bytes_and_counts),
