@@ -1,7 +1,7 @@
 /* mutants.c - damaged files of saved sessions: flipped bytes, cut ends, header fields at their
  * limits, and whole files of other lengths, most of them with a checksum that is right, so that
  * they go deep. Each is refused and leaves the session as it was, or loads and can be worked with.
- * `make mutants` makes 100,000; the number is the argument. */
+ * `make mutants` makes 100,000. usage: test_mutants [NUMBER [SEED]] */
 #define _GNU_SOURCE
 #include "tiny.h"
 
@@ -339,5 +339,6 @@ static int tear_down(void **state) {
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = { cmocka_unit_test(mutants) };
     if (argc > 1) n_mutants = atol(argv[1]);
+    if (argc > 2) random_state = (uint64_t)atol(argv[2]);
     return cmocka_run_group_tests_name("mutants", tests, set_up, tear_down);
 }
