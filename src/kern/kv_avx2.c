@@ -2,6 +2,7 @@
  * of dwords: dword r holds a state of record r, and after t4 the four lanes of its step. */
 #include <immintrin.h>
 #include <math.h>
+#include <stdbool.h>
 #include <string.h>
 
 #include "kern.h"
@@ -111,16 +112,23 @@ static const int32_t step_bits[16] = { /* floats 2^(k/16) */
                                        0x3fd744fd, 0x3fe0ccdf, 0x3feac0c7, 0x3ff5257d
 };
 
-/* Units of 8 records. */
+/* Units of 8 records: bit g of a scale byte is bit 7 of a row, shifted in from above. */
 static __m256 units(const uint8_t *half_block, int d, int bits) {
-    uint64_t b = 0;
+    const __m128i top = _mm_set1_epi8((char)128), rest = _mm_set1_epi8(127);
+    __m128i b = _mm_setzero_si128();
     for (int g = 0; g < 8; g++) {
-        uint64_t row;
-        memcpy(&row, half_block + kv_scale_step(g, d / 4) * KV_BLOCK, 8);
-        b |= (row >> 7 & 0x0101010101010101u) << g;
+        __m128i row =
+            _mm_loadl_epi64((const __m128i *)(half_block + kv_scale_step(g, d / 4) * KV_BLOCK));
+        b = _mm_and_si128(_mm_srli_epi16(b, 1), rest);
+        b = _mm_or_si128(b, _mm_and_si128(row, top));
     }
-    __m256i v = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)b));
-    __m256i m = _mm256_i32gather_epi32(step_bits, _mm256_and_si256(v, _mm256_set1_epi32(15)), 4);
+    __m256i v = _mm256_cvtepu8_epi32(b);
+    __m256 lo = _mm256_castsi256_ps(_mm256_loadu_si256((const __m256i *)step_bits));
+    __m256 hi = _mm256_castsi256_ps(_mm256_loadu_si256((const __m256i *)(step_bits + 8)));
+    lo = _mm256_permutevar8x32_ps(lo, v); /* the low 3 bits choose, bit 3 which half */
+    hi = _mm256_permutevar8x32_ps(hi, v);
+    __m256i m = _mm256_castps_si256(
+        _mm256_blendv_ps(lo, hi, _mm256_castsi256_ps(_mm256_slli_epi32(v, 28))));
     __m256i e = _mm256_sub_epi32(_mm256_srli_epi32(v, 4), _mm256_set1_epi32(8));
     __m256i rms = _mm256_add_epi32(m, _mm256_slli_epi32(e, 23));
     rms = _mm256_andnot_si256(_mm256_cmpeq_epi32(v, _mm256_setzero_si256()), rms);
@@ -128,16 +136,18 @@ static __m256 units(const uint8_t *half_block, int d, int bits) {
                          _mm256_set1_ps(bits == 2 ? 1 / KV_SCALE_K2 : 0.25f / KV_SCALE_K3));
 }
 
-static inline __m256i load8(const uint8_t *p) {
-    return _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+/* prev | cur << 8 of 8 records at step t. */
+static inline __m256i states(const uint8_t *row, int t) {
+    __m128i cur = _mm_loadl_epi64((const __m128i *)row), prev = _mm_setzero_si128();
+    if (t) prev = _mm_loadl_epi64((const __m128i *)(row - KV_BLOCK));
+    return _mm256_cvtepu16_epi32(_mm_unpacklo_epi8(prev, cur));
 }
 
 /* p (k2) or u = 2p + 7, with its sign (k3), of one step; byte 4r + i is lane i of record r. */
-static inline __m256i decode(__m256i prev, __m256i cur, const uint8_t *signs, int bits) {
+static inline __m256i decode(__m256i x, const uint8_t *signs, int bits) {
     const __m256i ones = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1,
                                           2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
     const __m256i low = _mm256_set1_epi8(15);
-    __m256i x = _mm256_or_si256(prev, _mm256_slli_epi32(cur, 8));
     x = _mm256_mullo_epi32(x, _mm256_set1_epi32((int)T4_MUL));
     x = _mm256_add_epi32(x, _mm256_srli_epi32(x, 13));
     __m256i a = _mm256_shuffle_epi8(ones, _mm256_and_si256(x, low));
@@ -168,7 +178,10 @@ static inline void score_half(float *s, size_t lds, const int8_t *q, size_t ldq,
         __m256i part[TILE];
         for (int j = 0; j < n_q; j++) part[j] = _mm256_setzero_si256();
         for (int t = t0; t < MIN(nb, t0 + run); t++) {
-            __m256i cur = load8(half + t * KV_BLOCK), p = decode(prev, cur, signs + 8 * t, bits);
+            const __m128i *row = (const __m128i *)(half + t * KV_BLOCK);
+            __m256i cur = _mm256_cvtepu8_epi32(_mm_loadl_epi64(row));
+            __m256i x = _mm256_or_si256(prev, _mm256_slli_epi32(cur, 8));
+            __m256i p = decode(x, signs + 8 * t, bits);
             prev = cur;
             for (int j = 0; j < n_q; j++) {
                 int32_t a;
@@ -220,105 +233,101 @@ static void score_k3 SCORE_KV_ARGS {
 
 enum { MAX_HALVES = 32 };
 
-/* Weights of one query, high and low 7 bits, each dword (4 positions) four times: a vector a half
- * block. */
+/* Weights of one query in 16 bits, those of 4 positions twice: a vector a half block. */
 typedef struct Weights {
-    __m256i hi[MAX_HALVES], lo[MAX_HALVES];
+    __m256i w[MAX_HALVES];
     int32_t sum;
     float step;
 } Weights;
 
 static void round_weights(Weights *w, const float *s, const __m256 *unit, int n_pos) {
-    _Alignas(32) float f[256];
     int halves = (n_pos + 7) / 8;
-    __m256i top = _mm256_setzero_si256();
-    memcpy(f, s, sizeof(float) * (size_t)n_pos);
-    for (int p = n_pos; p < 8 * halves; p++) f[p] = 0;
+    __m256 f[MAX_HALVES];
+    __m256i top = _mm256_setzero_si256(), sum = _mm256_setzero_si256();
     for (int h = 0; h < halves; h++) {
-        __m256 v = _mm256_mul_ps(_mm256_load_ps(f + 8 * h), unit[h]);
-        _mm256_store_ps(f + 8 * h, v);
+        float last[8] = { 0 };
+        const float *from = s + 8 * h;
+        if (n_pos - 8 * h < 8) from = memcpy(last, from, sizeof *s * (size_t)(n_pos - 8 * h));
+        f[h] = _mm256_mul_ps(_mm256_loadu_ps(from), unit[h]);
         /* as integers positive floats keep their order, and infinity and NaN come last */
-        __m256i b = _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(0x7fffffff));
+        __m256i b = _mm256_and_si256(_mm256_castps_si256(f[h]), _mm256_set1_epi32(0x7fffffff));
         top = _mm256_max_epi32(top, b);
     }
-    _Alignas(32) int32_t tops[8];
-    _mm256_store_si256((__m256i *)tops, top);
-    for (int i = 1; i < 8; i++) tops[0] = MAX(tops[0], tops[i]);
-    float largest, inv;
-    memcpy(&largest, tops, 4);
-    inv = 16383.0f / largest;
-    w->sum = 0;
+    __m128i most = _mm_max_epi32(_mm256_castsi256_si128(top), _mm256_extracti128_si256(top, 1));
+    most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0x4e));
+    most = _mm_max_epi32(most, _mm_shuffle_epi32(most, 0xb1));
+    float largest = _mm_cvtss_f32(_mm_castsi128_ps(most)), inv = 16383.0f / largest;
     w->step = !(largest < INFINITY) ? NAN : inv < INFINITY ? largest * (1.0f / 16383.0f) : 0;
-    if (!(largest < INFINITY) || !(inv < INFINITY)) inv = 0;
-    const __m256i each = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
+    bool some = largest < INFINITY && inv < INFINITY;
     for (int h = 0; h < halves; h++) {
-        __m256 v = _mm256_mul_ps(_mm256_load_ps(f + 8 * h), _mm256_set1_ps(inv));
         __m256i n = _mm256_setzero_si256();
-        if (inv > 0) n = _mm256_cvttps_epi32(_mm256_add_ps(v, _mm256_set1_ps(0.5f)));
-        _Alignas(32) int32_t k[8];
-        uint8_t hi[16], lo[16];
-        _mm256_store_si256((__m256i *)k, n);
-        for (int i = 0; i < 8; i++) {
-            hi[i] = (uint8_t)(k[i] >> 7);
-            lo[i] = k[i] & 127;
-            w->sum += k[i];
-        }
-        w->hi[h] = _mm256_permutevar8x32_epi32(
-            _mm256_castsi128_si256(_mm_loadl_epi64((const __m128i *)hi)), each);
-        w->lo[h] = _mm256_permutevar8x32_epi32(
-            _mm256_castsi128_si256(_mm_loadl_epi64((const __m128i *)lo)), each);
+        __m256 x = _mm256_mul_ps(f[h], _mm256_set1_ps(inv));
+        if (some) n = _mm256_cvttps_epi32(_mm256_add_ps(x, _mm256_set1_ps(0.5f)));
+        sum = _mm256_add_epi32(sum, n);
+        w->w[h] = _mm256_packs_epi32(n, n);
     }
+    __m128i all = _mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1));
+    all = _mm_add_epi32(all, _mm_shuffle_epi32(all, 0x4e));
+    w->sum = _mm_cvtsi128_si32(_mm_add_epi32(all, _mm_shuffle_epi32(all, 0xb1)));
 }
 
 /* Sums of the four lanes of step t over all positions, for up to TILE queries. */
-static inline void accum_step(int32_t dot[TILE][4], const Weights *w, int n_q,
-                              const uint8_t *blocks, int halves, int t, int d, int bits) {
+static inline void accum_step(__m128i dot[TILE], const Weights *w, int n_q, const uint8_t *blocks,
+                              int halves, int t, int d, int bits) {
     const __m256i by_lane = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15,
                                              0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m256i one = _mm256_set1_epi16(1);
-    const int nb = d / 4, run = bits == 2 ? 16 : 4;
-    size_t block_bytes = KV_BLOCK * kv_record_bytes(bits, d);
-    __m256i hi[TILE], lo[TILE];
-    for (int j = 0; j < n_q; j++) hi[j] = lo[j] = _mm256_setzero_si256();
-    for (int h0 = 0; h0 < halves; h0 += run) {
-        __m256i a[TILE], b[TILE];
-        for (int j = 0; j < n_q; j++) a[j] = b[j] = _mm256_setzero_si256();
-        for (int h = h0; h < MIN(halves, h0 + run); h++) {
-            const uint8_t *block = blocks + (size_t)(h / 2) * block_bytes,
-                          *row = block + t * KV_BLOCK + h % 2 * 8;
-            __m256i prev = t ? load8(row - KV_BLOCK) : _mm256_setzero_si256();
-            __m256i p = decode(prev, load8(row), block + nb * KV_BLOCK + 8 * t + h % 2 * 4, bits);
-            p = _mm256_shuffle_epi8(p, by_lane); /* dword i: lane i of 4 positions */
-            for (int j = 0; j < n_q; j++) {
-                a[j] = _mm256_add_epi16(a[j], _mm256_maddubs_epi16(p, w[j].hi[h]));
-                b[j] = _mm256_add_epi16(b[j], _mm256_maddubs_epi16(p, w[j].lo[h]));
-            }
-        }
+    const __m256i zero = _mm256_setzero_si256();
+    const size_t block_bytes = KV_BLOCK * kv_record_bytes(bits, d);
+    __m256i lo[TILE], hi[TILE]; /* lanes 0 and 1, 2 and 3: two sums each in 128 bits */
+    for (int j = 0; j < n_q; j++) lo[j] = hi[j] = zero;
+    for (int h = 0; h < halves; h++) {
+        const uint8_t *block = blocks + (size_t)(h / 2) * block_bytes;
+        __m256i p = decode(states(block + t * KV_BLOCK + h % 2 * 8, t),
+                           block + d / 4 * KV_BLOCK + 8 * t + h % 2 * 4, bits);
+        p = _mm256_shuffle_epi8(p, by_lane); /* dword i: lane i of 4 positions */
+        __m256i a = _mm256_unpacklo_epi8(p, zero), b = _mm256_unpackhi_epi8(p, zero);
         for (int j = 0; j < n_q; j++) {
-            hi[j] = _mm256_add_epi32(hi[j], _mm256_madd_epi16(a[j], one));
-            lo[j] = _mm256_add_epi32(lo[j], _mm256_madd_epi16(b[j], one));
+            lo[j] = _mm256_add_epi32(lo[j], _mm256_madd_epi16(a, w[j].w[h]));
+            hi[j] = _mm256_add_epi32(hi[j], _mm256_madd_epi16(b, w[j].w[h]));
         }
     }
     for (int j = 0; j < n_q; j++) {
-        __m256i v = _mm256_add_epi32(_mm256_slli_epi32(hi[j], 7), lo[j]);
-        __m128i x = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-        _mm_storeu_si128((__m128i *)dot[j], x);
+        __m256i v = _mm256_hadd_epi32(lo[j], hi[j]);
+        dot[j] = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    }
+}
+
+/* Four steps of one query, turned to four coordinates of each lane; x gets its share of acc. */
+static inline void store_steps(float *x, __m128i a, __m128i b, __m128i c, __m128i e, int nb,
+                               const Weights *w, int bits) {
+    __m128i ab = _mm_unpacklo_epi32(a, b), ce = _mm_unpacklo_epi32(c, e);
+    __m128i ab2 = _mm_unpackhi_epi32(a, b), ce2 = _mm_unpackhi_epi32(c, e);
+    __m128i lane[4] = { _mm_unpacklo_epi64(ab, ce), _mm_unpackhi_epi64(ab, ce),
+                        _mm_unpacklo_epi64(ab2, ce2), _mm_unpackhi_epi64(ab2, ce2) };
+    __m128i offset = _mm_set1_epi32((bits == 2 ? 4 : 31) * w->sum);
+    for (int i = 0; i < 4; i++) {
+        __m128i n = bits == 2 ? lane[i] : _mm_add_epi32(lane[i], lane[i]);
+        __m128 f = _mm_cvtepi32_ps(_mm_sub_epi32(n, offset));
+        _mm_storeu_ps(x + i * nb, _mm_mul_ps(_mm_set1_ps(w->step), f));
     }
 }
 
 static inline void accum_tile(float *acc, size_t ldacc, const float *factor, const Weights *w,
                               int n_q, const uint8_t *blocks, int halves, int d, int bits) {
     int nb = d / 4;
-    for (int t = 0; t < nb; t++) {
-        int32_t dot[TILE][4];
-        accum_step(dot, w, n_q, blocks, halves, t, d, bits);
+    float x[TILE][KV_MAX_DIM];
+    for (int t = 0; t < nb; t += 4) {
+        __m128i dot[4][TILE];
+        for (int k = 0; k < 4; k++) accum_step(dot[k], w, n_q, blocks, halves, t + k, d, bits);
         for (int j = 0; j < n_q; j++)
-            for (int i = 0; i < 4; i++) {
-                float *a = &acc[(size_t)j * ldacc + (size_t)(i * nb + t)];
-                int32_t x = bits == 2 ? dot[j][i] - 4 * w[j].sum : 2 * dot[j][i] - 31 * w[j].sum;
-                *a = *a * factor[j] + w[j].step * (float)x;
-            }
+            store_steps(x[j] + t, dot[0][j], dot[1][j], dot[2][j], dot[3][j], nb, &w[j], bits);
     }
+    for (int j = 0; j < n_q; j++)
+        for (int c = 0; c < d; c += 8) {
+            float *a = acc + (size_t)j * ldacc + (size_t)c;
+            __m256 old = _mm256_mul_ps(_mm256_loadu_ps(a), _mm256_set1_ps(factor[j]));
+            _mm256_storeu_ps(a, _mm256_add_ps(old, _mm256_loadu_ps(x[j] + c)));
+        }
 }
 
 static inline void accum(float *acc, size_t ldacc, const float *factor, const float *s, size_t lds,
