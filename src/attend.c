@@ -12,7 +12,7 @@
 #include <math.h>
 #include <string.h>
 
-enum { TILE_ROWS = 32, SPAN = 4 * KV_PAGE, RUNS_PER_THREAD = 12 };
+enum { TILE_ROWS = 32, SPAN = 4 * KV_PAGE, RUNS_PER_THREAD = 12, FETCH = 4096 };
 
 /* Online softmax of n_q rows: what is known of each query so far. */
 typedef struct State {
@@ -117,27 +117,29 @@ static int first_visible(const AttendJob *j, int token) {
     return j->window > 0 ? MAX(0, j->pos + token + 1 - j->window) : 0;
 }
 
+/* Asks for bytes from..to-1 of a view of n_pos rows. The kernels ask for what is FETCH bytes on. */
+static void fetch(const KvView *view, int n_pos, size_t from, size_t to) {
+    to = MIN((size_t)n_pos * view->row, to);
+    for (; from < to; from += 64) __builtin_prefetch(view->rows + from);
+}
+
 /* Scores of p0..p1-1 become weights: of each row only its visible positions from `from` on, else 0.
  */
 static void weigh(const AttendJob *j, Tile *t, State *st, int first, int n, int p0, int from,
-                  int p1) {
+                  int p1, const KvView *v) {
     for (int i = 0; i < n; i++) {
         int a = MIN(MAX(first_visible(j, first + i), from), p1) - p0;
         int b = MAX(MIN(j->pos + first + i + 1, p1) - p0, a);
         for (int r = i * j->group; r < (i + 1) * j->group; r++) {
             float *s = t->s + (size_t)r * KV_PAGE;
+            size_t at = FETCH + (size_t)r * (FETCH / 2); /* memory is idle now */
+            fetch(v, p1 - p0, at, at + FETCH / 2);
             memset(s, 0, (size_t)a * sizeof *s);
             memset(s + b, 0, (size_t)(p1 - p0 - b) * sizeof *s);
             t->factor[r] = 1;
             if (b > a) t->factor[r] = j->o->kern->softmax(s + a, b - a, &st->max[r], &st->total[r]);
         }
     }
-}
-
-/* Asks for the first rows of a view, up to 4 KiB; the kernels ask for more of long ones. */
-static void fetch(const KvView *view, int n_pos) {
-    size_t n = MIN((size_t)n_pos * view->row, (size_t)4096);
-    for (size_t i = 0; i < n; i += 64) __builtin_prefetch(view->rows + i);
 }
 
 /* Positions p..end-1, all of one span, into a state that was reset: in pieces that end with their
@@ -157,12 +159,12 @@ static void attend_span(const AttendJob *j, Tile *t, State *st, int kv_head, int
             to = MIN(to, records), p0 = p - p % KV_BLOCK;
         KvView k = cache_view(c, j->layer, 0, kv_head, p, p0, records);
         KvView v = cache_view(c, j->layer, 1, kv_head, p, p0, records);
-        fetch(&v, to - p0);
+        fetch(&v, to - p0, 0, FETCH);
         k.type->score(kern, t->s, KV_PAGE, &q, k.rows, k.row, to - p0, d);
-        weigh(j, t, st, first, n, p0, p, to);
+        weigh(j, t, st, first, n, p0, p, to, &v);
         if (to % KV_PAGE == 0 && to < end) { /* the next page, as what it most likely is */
             KvView next = cache_view(c, j->layer, 0, kv_head, to, to, records);
-            fetch(&next, end - to);
+            fetch(&next, end - to, 0, FETCH);
         }
         v.type->accum(kern, st->acc, t->factor, t->s, KV_PAGE, rows, v.rows, v.row, to - p0, d);
         p = to;

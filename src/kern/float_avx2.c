@@ -11,6 +11,7 @@
 #define PARTS      2
 #define TOKENS     3
 #define COLS       2
+#define EXPS       4
 #define SCORE_ROWS 2
 
 typedef __m256 V;

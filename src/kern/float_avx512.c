@@ -11,6 +11,7 @@
 #define PARTS      1
 #define TOKENS     5
 #define COLS       4
+#define EXPS       4
 #define SCORE_ROWS 4
 
 typedef __m512 V;

@@ -11,6 +11,7 @@
 #define PARTS  4
 #define TOKENS 4
 #define COLS   4
+#define EXPS   4
 
 typedef float32x4_t V;
 
