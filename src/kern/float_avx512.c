@@ -163,6 +163,73 @@ static inline void dot4_q8(int32_t *dot, const int8_t *q, const uint8_t *k, size
     for (size_t r = 0; r < 4; r++) dot[r] = sum_i32(s[r]);
 }
 
+/* Sums of four rows and four queries: dword 4j + r. */
+static inline __m512i tree_i32(__m512i sum[4][4]) {
+    __m512i g[4];
+    for (int r = 0; r < 4; r++) {
+        __m512i *q = sum[r];
+        __m512i a = _mm512_add_epi32(_mm512_shuffle_i32x4(q[0], q[1], 0x44),
+                                     _mm512_shuffle_i32x4(q[0], q[1], 0xee));
+        __m512i b = _mm512_add_epi32(_mm512_shuffle_i32x4(q[2], q[3], 0x44),
+                                     _mm512_shuffle_i32x4(q[2], q[3], 0xee));
+        g[r] = _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+    }
+    __m512i h = _mm512_add_epi32(_mm512_unpacklo_epi32(g[0], g[1]),
+                                 _mm512_unpackhi_epi32(g[0], g[1])); /* r0 r1 r0 r1 */
+    __m512i k =
+        _mm512_add_epi32(_mm512_unpacklo_epi32(g[2], g[3]), _mm512_unpackhi_epi32(g[2], g[3]));
+    return _mm512_add_epi32(_mm512_unpacklo_epi64(h, k), _mm512_unpackhi_epi64(h, k));
+}
+
+static inline __mmask64 first_bytes(int n) {
+    return n >= 64 ? ~(__mmask64)0 : ~(__mmask64)0 >> (64 - n);
+}
+
+/* Rows become unsigned by adding 128; 128 times the query's sum is taken off again. */
+#define SCORE_Q8
+static int score4_q8(float *s, size_t lds, const int8_t *q, size_t ldq, const float *q_scale,
+                     const uint8_t *k, size_t k_stride, int n_pos, int d) {
+    const __m512i flip = _mm512_set1_epi8((char)128);
+    _Alignas(64) int32_t excess[16];
+    _Alignas(64) float scale[16];
+    for (int j = 0; j < 4; j++) {
+        __m512i sum = _mm512_setzero_si512();
+        for (int i = 0; i < d; i += 64)
+            sum = _mm512_dpbusd_epi32(
+                sum, flip, _mm512_maskz_loadu_epi8(first_bytes(d - i), q + (size_t)j * ldq + i));
+        int32_t of = sum_i32(sum);
+        for (int r = 0; r < 4; r++) excess[4 * j + r] = of, scale[4 * j + r] = q_scale[j];
+    }
+    int p = 0;
+    for (; p + 4 <= n_pos; p += 4, k += 4 * k_stride) {
+        __m512i sum[4][4];
+        uint64_t halves = 0;
+        for (int r = 0; r < 4; r++)
+            for (int j = 0; j < 4; j++) sum[r][j] = _mm512_setzero_si512();
+        for (int i = 0; i < d; i += 64) {
+            __mmask64 m = first_bytes(d - i);
+            __m512i x[4];
+            for (size_t j = 0; j < 4; j++) x[j] = _mm512_maskz_loadu_epi8(m, q + j * ldq + i);
+            for (size_t r = 0; r < 4; r++) {
+                __m512i row = _mm512_maskz_loadu_epi8(m, k + r * k_stride + i);
+                row = _mm512_xor_si512(row, flip);
+                for (int j = 0; j < 4; j++) sum[r][j] = _mm512_dpbusd_epi32(sum[r][j], row, x[j]);
+            }
+        }
+        for (size_t r = 0; r < 4; r++)
+            halves |= (uint64_t)load_u16(k + r * k_stride + d) << (16 * r);
+        V rows = _mm512_broadcast_f32x4(_mm_cvtph_ps(_mm_cvtsi64_si128((long long)halves)));
+        V f = _mm512_mul_ps(_mm512_load_ps(scale), rows);
+        __m512i dot = _mm512_sub_epi32(tree_i32(sum), _mm512_load_si512(excess));
+        f = _mm512_mul_ps(f, _mm512_cvtepi32_ps(dot));
+        _mm_storeu_ps(s + p, _mm512_castps512_ps128(f));
+        _mm_storeu_ps(s + lds + p, _mm512_extractf32x4_ps(f, 1));
+        _mm_storeu_ps(s + 2 * lds + p, _mm512_extractf32x4_ps(f, 2));
+        _mm_storeu_ps(s + 3 * lds + p, _mm512_extractf32x4_ps(f, 3));
+    }
+    return p;
+}
+
 #include "float_lanes.inc"
 
 void kern_float_avx512(Kern *k) {
