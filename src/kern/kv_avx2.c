@@ -357,6 +357,115 @@ static void accum_k3 ACCUM_KV_ARGS {
     accum(acc, ldacc, factor, s, lds, n_q, blocks, n_pos, d, 3);
 }
 
+/* ---- q4 rows: groups of 32 values and queries by four; else the loops of kv_q4.inc ---- */
+
+/* Products of four queries with the codes of one group: a dword each. */
+static inline __m128i dot_q4(__m256i codes, const int8_t *q, size_t ldq) {
+    const __m256i one = _mm256_set1_epi16(1);
+    __m256i sum[4];
+    for (size_t j = 0; j < 4; j++) {
+        __m256i x = _mm256_loadu_si256((const __m256i *)(q + j * ldq));
+        sum[j] = _mm256_madd_epi16(_mm256_maddubs_epi16(codes, x), one);
+    }
+    __m256i v =
+        _mm256_hadd_epi32(_mm256_hadd_epi32(sum[0], sum[1]), _mm256_hadd_epi32(sum[2], sum[3]));
+    return _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+}
+
+/* Scores of one row for four queries; excess: 8 times the sum of each query's group. */
+static inline __m128 score_row_q4(const uint8_t *row, const int8_t *q, size_t ldq, __m128 q_scale,
+                                  const __m128i *excess, int d) {
+    const __m128i low = _mm_set1_epi8(15);
+    __m128 sum = _mm_setzero_ps();
+    for (int g = 0; 32 * g < d; g++) {
+        __m128i c = _mm_loadu_si128((const __m128i *)(row + 16 * g));
+        __m256i codes =
+            _mm256_set_m128i(_mm_and_si128(_mm_srli_epi16(c, 4), low), _mm_and_si128(c, low));
+        __m128i dot = _mm_sub_epi32(dot_q4(codes, q + 32 * g, ldq), excess[g]);
+        __m128 scale = _mm_set1_ps(_cvtsh_ss(load_u16(row + d / 2 + 2 * g)));
+        sum = _mm_add_ps(sum, _mm_mul_ps(_mm_mul_ps(q_scale, scale), _mm_cvtepi32_ps(dot)));
+    }
+    return sum;
+}
+
+static void score_q4_avx2(float *s, size_t lds, const int8_t *q, size_t ldq, const float *q_scale,
+                          int n_q, const uint8_t *k, size_t k_stride, int n_pos, int d) {
+    if (d % 32 || n_q % 4) {
+        score_q4(s, lds, q, ldq, q_scale, n_q, k, k_stride, n_pos, d);
+        return;
+    }
+    for (int j = 0; j < n_q; j += 4, q += 4 * ldq, s += 4 * lds) {
+        __m128i excess[KV_MAX_DIM / 32];
+        __m128 scale = _mm_loadu_ps(q_scale + j), x[4];
+        for (int g = 0; 32 * g < d; g++) excess[g] = dot_q4(_mm256_set1_epi8(8), q + 32 * g, ldq);
+        int p = 0;
+        for (; p + 4 <= n_pos; p += 4) {
+            for (int r = 0; r < 4; r++)
+                x[r] = score_row_q4(k + (size_t)(p + r) * k_stride, q, ldq, scale, excess, d);
+            _MM_TRANSPOSE4_PS(x[0], x[1], x[2], x[3]);
+            for (size_t t = 0; t < 4; t++) _mm_storeu_ps(s + t * lds + p, x[t]);
+        }
+        for (; p < n_pos; p++) {
+            float last[4];
+            _mm_storeu_ps(last, score_row_q4(k + (size_t)p * k_stride, q, ldq, scale, excess, d));
+            for (size_t t = 0; t < 4; t++) s[t * lds + (size_t)p] = last[t];
+        }
+    }
+}
+
+static inline void unpack_row_q4(float *x, const uint8_t *row, int d) {
+    const __m128i low = _mm_set1_epi8(15), eight = _mm_set1_epi8(8);
+    for (int g = 0; 32 * g < d; g++, x += 32) {
+        __m128i c = _mm_loadu_si128((const __m128i *)(row + 16 * g));
+        __m256 scale = _mm256_set1_ps(_cvtsh_ss(load_u16(row + d / 2 + 2 * g)));
+        __m128i codes[2] = { _mm_sub_epi8(_mm_and_si128(c, low), eight),
+                             _mm_sub_epi8(_mm_and_si128(_mm_srli_epi16(c, 4), low), eight) };
+        for (int i = 0; i < 4; i++) {
+            __m128i part = i % 2 ? _mm_unpackhi_epi64(codes[i / 2], codes[i / 2]) : codes[i / 2];
+            __m256 v = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(part));
+            _mm256_storeu_ps(x + 8 * i, _mm256_mul_ps(scale, v));
+        }
+    }
+}
+
+enum { Q4_ROWS = 16 }; /* unpacked at a time */
+
+/* 16 columns of four queries over n unpacked rows. */
+static inline void add_rows(float *acc, size_t ldacc, const float *s, size_t lds,
+                            float (*x)[KV_MAX_DIM], int n, int c) {
+    __m256 a[4][2];
+    for (size_t j = 0; j < 4; j++)
+        for (size_t i = 0; i < 2; i++) a[j][i] = _mm256_loadu_ps(acc + j * ldacc + 8 * i);
+    for (int p = 0; p < n; p++) {
+        __m256 u = _mm256_loadu_ps(x[p] + c), v = _mm256_loadu_ps(x[p] + c + 8);
+        for (size_t j = 0; j < 4; j++) {
+            __m256 w = _mm256_set1_ps(s[j * lds + (size_t)p]);
+            a[j][0] = _mm256_add_ps(a[j][0], _mm256_mul_ps(w, u));
+            a[j][1] = _mm256_add_ps(a[j][1], _mm256_mul_ps(w, v));
+        }
+    }
+    for (size_t j = 0; j < 4; j++)
+        for (size_t i = 0; i < 2; i++) _mm256_storeu_ps(acc + j * ldacc + 8 * i, a[j][i]);
+}
+
+static void accum_q4_avx2(float *acc, size_t ldacc, const float *factor, const float *s, size_t lds,
+                          int n_q, const uint8_t *v, size_t v_stride, int n_pos, int d) {
+    if (d % 32 || n_q % 4) {
+        accum_q4(acc, ldacc, factor, s, lds, n_q, v, v_stride, n_pos, d);
+        return;
+    }
+    float x[Q4_ROWS][KV_MAX_DIM];
+    for (int j = 0; j < n_q; j++)
+        for (int c = 0; c < d; c++) acc[(size_t)j * ldacc + (size_t)c] *= factor[j];
+    for (int p = 0; p < n_pos; p += Q4_ROWS) {
+        int n = MIN((int)Q4_ROWS, n_pos - p);
+        for (int r = 0; r < n; r++) unpack_row_q4(x[r], v + (size_t)(p + r) * v_stride, d);
+        for (int j = 0; j < n_q; j += 4)
+            for (int c = 0; c < d; c += 16)
+                add_rows(acc + (size_t)j * ldacc + c, ldacc, s + (size_t)j * lds + p, lds, x, n, c);
+    }
+}
+
 void kern_kv_avx2(Kern *k) {
     k->kv_luts = kv_luts;
     k->kv_step = kv_step;
@@ -364,6 +473,6 @@ void kern_kv_avx2(Kern *k) {
     k->score_k3 = score_k3;
     k->accum_k2 = accum_k2;
     k->accum_k3 = accum_k3;
-    k->score_q4 = score_q4;
-    k->accum_q4 = accum_q4;
+    k->score_q4 = score_q4_avx2;
+    k->accum_q4 = accum_q4_avx2;
 }

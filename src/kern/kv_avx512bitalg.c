@@ -8,7 +8,6 @@
 
 #include "kern.h"
 #include "kv23.h"
-#include "kv_q4.inc"
 
 /* ---- encoder ---- */
 
@@ -364,6 +363,4 @@ void kern_kv_avx512bitalg(Kern *k) { /* kv_luts stays AVX2's: a table is 16 byte
     k->score_k3 = score_k3;
     k->accum_k2 = accum_k2;
     k->accum_k3 = accum_k3;
-    k->score_q4 = score_q4;
-    k->accum_q4 = accum_q4;
 }
