@@ -642,10 +642,18 @@ static int check_all(Job *j, DibitError *err) {
     return r;
 }
 
+static const float *find_prior(void *user, const char *name, size_t cols, uint64_t *n_tokens) {
+    Job *j = user;
+    CalibrationInput in = { 0 };
+    *n_tokens = j->calibration.n_tokens;
+    if (!j->calibration.file || j->calibration.imatrix) return NULL;
+    return calibration_find(&j->calibration, name, cols, &in, NULL) == 0 ? in.triangle : NULL;
+}
+
 static int recover(Job *j, DibitError *err) {
     Model m = { 0 };
-    RecoverOptions o = { j->opt->recover, j->opt->n_recover, j->opt->bos, j->opt->recover_window,
-                         j->opt->recover_tokens };
+    RecoverOptions o = { j->opt->recover,        j->opt->n_recover,      j->opt->bos,
+                         j->opt->recover_window, j->opt->recover_tokens, find_prior };
     int r = check_all(j, err);
     if (r == 0) r = model_open(&m, j->in, &j->kern, j->pool, true, NULL, err);
     if (r != 0) return r;

@@ -14,8 +14,11 @@
 #include "dense.h"
 
 enum { BATCH = 256, WINDOW_DEFAULT = 2048, BASE = 0, CODED = 1 };
-#define DAMPING 0.1  /* of the mean of the diagonal */
-#define SHARE   0.5f /* of the way to the least squares of this text: other texts differ */
+/* How far targets go from the weights to the least squares of this text: other texts differ. A
+ * calibration holds them back by itself. */
+#define DAMPING       0.1 /* of the mean of the diagonal */
+#define SHARE         0.5f
+#define DAMPING_PRIOR 0.01
 
 typedef struct Recover {
     const Model *m;
@@ -32,6 +35,7 @@ typedef struct Recover {
     float *h, *cross, *factor;       /* (widest, widest) */
     float *triangle, *target, *gain; /* gain: what the target differs from the weights */
     float *decoded[7];               /* the coded layer's matrices: q k v o gate up down */
+    float share;                     /* of the gain that is taken */
     Layer coded;
 } Recover;
 
@@ -178,43 +182,57 @@ static int product(Recover *r, float *c, size_t m, size_t n, const float *a, siz
     return dense_multiply(&p, r->pool, err);
 }
 
-/* Sums of b b^T of the coded network's inputs (n, cols): the whole matrix, its triangle and the
- * Cholesky factor of the damped one. */
-static int gather(Recover *r, const float *b, size_t cols, DibitError *err) {
+static void matrix_name(char *buf, size_t cap, int layer, int i) {
+    static const char *const names[] = { "attn_q",   "attn_k", "attn_v",  "attn_output",
+                                         "ffn_gate", "ffn_up", "ffn_down" };
+    snprintf(buf, cap, "blk.%d.%s.weight", layer, names[i]);
+}
+
+/* Sums of b b^T of the coded network's inputs (n, cols): the whole matrix; its triangle, with
+ * what a calibration has seen; and the factor of what holds targets near the weights: the same with
+ * equal parts of both, damped. */
+static int gather(Recover *r, int first, const float *b, size_t cols, DibitError *err) {
     double mean = 0;
     bool ok = false;
+    char name[64];
+    uint64_t n_prior = 0;
     int rc = product(r, r->h, cols, cols, b, cols, b, true, err);
-    float *t = r->triangle;
+    matrix_name(name, sizeof name, r->layer, first);
+    const float *prior = r->opt->prior ? r->opt->prior(r->user, name, cols, &n_prior) : NULL;
+    float *t = r->triangle, part = prior ? (float)((double)r->n / (double)n_prior) : 0;
     for (size_t i = 0; rc == 0 && i < cols; i++) {
         for (size_t j = 0; j < i; j++) r->h[j * cols + i] = r->h[i * cols + j];
-        memcpy(t, r->h + i * cols, (i + 1) * sizeof *t);
-        t += i + 1;
-        mean += (double)r->h[i * cols + i] / (double)cols;
+        for (size_t j = 0; j <= i; j++) {
+            size_t k = i * (i + 1) / 2 + j;
+            t[k] = r->h[i * cols + j] + (prior ? prior[k] : 0);
+            r->factor[i * cols + j] = r->h[i * cols + j] + (prior ? part * prior[k] : 0);
+        }
+        mean += (double)r->factor[i * cols + i] / (double)cols;
     }
     if (rc == 0 && !isfinite(mean))
         return fail(err, DIBIT_E_NUMERIC, "layer %d: activations are not finite; is a weight NaN?",
                     r->layer);
-    for (double damping = DAMPING; rc == 0 && !ok; damping *= 4) {
-        memcpy(r->factor, r->h, cols * cols * sizeof *r->factor);
-        for (size_t i = 0; i < cols; i++)
-            r->factor[i * cols + i] += (float)(mean > 0 ? damping * mean : 1);
-        rc = dense_cholesky(r->factor, cols, r->pool, &ok, err);
-    }
+    double damping = prior ? DAMPING_PRIOR : DAMPING;
+    r->share = prior ? 1 : SHARE;
+    for (size_t i = 0; i < cols; i++)
+        r->factor[i * cols + i] += (float)(mean > 0 ? damping * mean : 1);
+    if (rc == 0) rc = dense_cholesky(r->factor, cols, r->pool, &ok, err);
+    if (rc == 0 && !ok)
+        rc = fail(err, DIBIT_E_NUMERIC, "layer %d: the correlations of inputs are not positive",
+                  r->layer);
     r->stage++;
     return rc;
 }
 
 /* Codes matrix i of the layer for the target W + gain H^-1; gain: sums of (wanted - W b) b^T. */
 static int code(Recover *r, int i, float *gain, DibitError *err) {
-    static const char *const names[] = { "attn_q",   "attn_k", "attn_v",  "attn_output",
-                                         "ffn_gate", "ffn_up", "ffn_down" };
     const Weight *w = layer_weight(&r->m->layers[r->layer], i);
     char name[64];
-    snprintf(name, sizeof name, "blk.%d.%s.weight", r->layer, names[i]);
+    matrix_name(name, sizeof name, r->layer, i);
     for (size_t row = 0; row < w->rows; row++)
         w->type->decode(r->target + row * w->cols, w->data, w->rows, w->cols, row);
     int rc = dense_solve(gain, w->rows, r->factor, w->cols, r->pool, err);
-    for (size_t k = 0; k < w->rows * w->cols; k++) r->target[k] += SHARE * gain[k];
+    for (size_t k = 0; k < w->rows * w->cols; k++) r->target[k] += r->share * gain[k];
     if (rc == 0)
         rc = r->code(r->user, name, r->stage, r->target, w->rows, w->cols, r->triangle,
                      r->decoded[i], err);
@@ -229,7 +247,7 @@ static int code(Recover *r, int i, float *gain, DibitError *err) {
 /* Matrices i0..i1-1, which share the normed input: wanted is W a. */
 static int code_inner(Recover *r, int i0, int i1, DibitError *err) {
     size_t e = (size_t)r->m->hp.n_embd;
-    int rc = gather(r, r->in[CODED], e, err);
+    int rc = gather(r, i0, r->in[CODED], e, err);
     if (rc == 0) rc = product(r, r->cross, e, e, r->in[BASE], e, r->in[CODED], false, err);
     for (size_t k = 0; rc == 0 && k < e * e; k++) r->cross[k] -= r->h[k];
     for (int i = i0; i < i1 && rc == 0; i++) {
@@ -251,7 +269,7 @@ static int code_outer(Recover *r, int i, DibitError *err) {
     const Weight *w = layer_weight(&r->m->layers[r->layer], i);
     size_t e = (size_t)r->m->hp.n_embd;
     float *wanted = r->in[BASE];
-    int rc = gather(r, r->mid[CODED], w->cols, err);
+    int rc = gather(r, i, r->mid[CODED], w->cols, err);
     add_product(r, r->x[BASE], w, BASE, 1);
     for (size_t k = 0; k < r->n * e; k++) wanted[k] = r->x[BASE][k] - r->x[CODED][k];
     add_product(r, wanted, w, CODED, -1);

@@ -11,6 +11,9 @@ typedef struct RecoverOptions {
     int bos;             /* id that begins each window, or -1 */
     int window;          /* 0: 2048, or what the model takes at most */
     uint64_t max_tokens; /* windows spread over the text; 0: all of it */
+    /* What a calibration of the base knows of a matrix's input: the triangle of the sum of x x^T
+     * and over how many tokens, or NULL. */
+    const float *(*prior)(void *user, const char *name, size_t cols, uint64_t *n_tokens);
 } RecoverOptions;
 
 /* Codes one matrix: `target` (rows, cols) are the weights to come close to, to be changed freely;
