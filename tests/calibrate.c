@@ -500,6 +500,8 @@ static int tear_down(void **state) {
     return system(command) != 0;
 }
 
+void calibrate_command(void **state); /* calibrate_command.c */
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(right_sums),        cmocka_unit_test(stop_and_go_on),
@@ -507,6 +509,7 @@ int main(void) {
         cmocka_unit_test(any_thread_count),  cmocka_unit_test(imatrix),
         cmocka_unit_test(quantize_refusals), cmocka_unit_test(recovery),
         cmocka_unit_test(quantize_goes_on),  cmocka_unit_test(metadata),
+        cmocka_unit_test(calibrate_command),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
