@@ -357,7 +357,7 @@ static void accum_k3 ACCUM_KV_ARGS {
     accum(acc, ldacc, factor, s, lds, n_q, blocks, n_pos, d, 3);
 }
 
-/* ---- q4 rows: groups of 32 values and queries by four; else the loops of kv_q4.inc ---- */
+/* ---- q4 rows in whole groups of 32 values; else the loops of kv_q4.inc ---- */
 
 /* Products of four queries with the codes of one group: a dword each. */
 static inline __m128i dot_q4(__m256i codes, const int8_t *q, size_t ldq) {
@@ -388,29 +388,42 @@ static inline __m128 score_row_q4(const uint8_t *row, const int8_t *q, size_t ld
     return sum;
 }
 
+/* Four queries, of which n are stored. */
+static void score4_q4(float *s, size_t lds, const int8_t *q, size_t ldq, __m128 scale, int n,
+                      const uint8_t *k, size_t k_stride, int n_pos, int d) {
+    __m128i excess[KV_MAX_DIM / 32];
+    for (int g = 0; 32 * g < d; g++) excess[g] = dot_q4(_mm256_set1_epi8(8), q + 32 * g, ldq);
+    for (int p = 0; p < n_pos; p += 4) {
+        __m128 x[4];
+        int rows = MIN(4, n_pos - p);
+        for (int r = 0; r < 4; r++) /* the last row stands in for missing ones */
+            x[r] = score_row_q4(k + (size_t)(p + MIN(r, rows - 1)) * k_stride, q, ldq, scale,
+                                excess, d);
+        _MM_TRANSPOSE4_PS(x[0], x[1], x[2], x[3]);
+        for (int t = 0; t < n; t++) {
+            float four[4], *out = s + (size_t)t * lds + p;
+            _mm_storeu_ps(rows == 4 ? out : four, x[t]);
+            if (rows < 4) memcpy(out, four, (size_t)rows * sizeof *out);
+        }
+    }
+}
+
 static void score_q4_avx2(float *s, size_t lds, const int8_t *q, size_t ldq, const float *q_scale,
                           int n_q, const uint8_t *k, size_t k_stride, int n_pos, int d) {
-    if (d % 32 || n_q % 4) {
+    if (d % 32) {
         score_q4(s, lds, q, ldq, q_scale, n_q, k, k_stride, n_pos, d);
         return;
     }
-    for (int j = 0; j < n_q; j += 4, q += 4 * ldq, s += 4 * lds) {
-        __m128i excess[KV_MAX_DIM / 32];
-        __m128 scale = _mm_loadu_ps(q_scale + j), x[4];
-        for (int g = 0; 32 * g < d; g++) excess[g] = dot_q4(_mm256_set1_epi8(8), q + 32 * g, ldq);
-        int p = 0;
-        for (; p + 4 <= n_pos; p += 4) {
-            for (int r = 0; r < 4; r++)
-                x[r] = score_row_q4(k + (size_t)(p + r) * k_stride, q, ldq, scale, excess, d);
-            _MM_TRANSPOSE4_PS(x[0], x[1], x[2], x[3]);
-            for (size_t t = 0; t < 4; t++) _mm_storeu_ps(s + t * lds + p, x[t]);
-        }
-        for (; p < n_pos; p++) {
-            float last[4];
-            _mm_storeu_ps(last, score_row_q4(k + (size_t)p * k_stride, q, ldq, scale, excess, d));
-            for (size_t t = 0; t < 4; t++) s[t * lds + (size_t)p] = last[t];
-        }
+    for (; n_q >= 4; n_q -= 4, q += 4 * ldq, s += 4 * lds, q_scale += 4)
+        score4_q4(s, lds, q, ldq, _mm_loadu_ps(q_scale), 4, k, k_stride, n_pos, d);
+    if (n_q == 0) return;
+    int8_t rest[4 * KV_MAX_DIM] = { 0 };
+    float scale[4] = { 0 };
+    for (int j = 0; j < n_q; j++) {
+        memcpy(rest + j * KV_MAX_DIM, q + (size_t)j * ldq, (size_t)d);
+        scale[j] = q_scale[j];
     }
+    score4_q4(s, lds, rest, KV_MAX_DIM, _mm_loadu_ps(scale), n_q, k, k_stride, n_pos, d);
 }
 
 static inline void unpack_row_q4(float *x, const uint8_t *row, int d) {
@@ -430,27 +443,28 @@ static inline void unpack_row_q4(float *x, const uint8_t *row, int d) {
 
 enum { Q4_ROWS = 16 }; /* unpacked at a time */
 
-/* 16 columns of four queries over n unpacked rows. */
-static inline void add_rows(float *acc, size_t ldacc, const float *s, size_t lds,
-                            float (*x)[KV_MAX_DIM], int n, int c) {
+/* 16 columns of T queries over n unpacked rows. */
+static inline __attribute__((always_inline)) void add_rows(int T, float *acc, size_t ldacc,
+                                                           const float *s, size_t lds,
+                                                           float (*x)[KV_MAX_DIM], int n, int c) {
     __m256 a[4][2];
-    for (size_t j = 0; j < 4; j++)
-        for (size_t i = 0; i < 2; i++) a[j][i] = _mm256_loadu_ps(acc + j * ldacc + 8 * i);
+    for (int j = 0; j < T; j++)
+        for (int i = 0; i < 2; i++) a[j][i] = _mm256_loadu_ps(acc + (size_t)j * ldacc + 8 * i);
     for (int p = 0; p < n; p++) {
         __m256 u = _mm256_loadu_ps(x[p] + c), v = _mm256_loadu_ps(x[p] + c + 8);
-        for (size_t j = 0; j < 4; j++) {
-            __m256 w = _mm256_set1_ps(s[j * lds + (size_t)p]);
+        for (int j = 0; j < T; j++) {
+            __m256 w = _mm256_set1_ps(s[(size_t)j * lds + (size_t)p]);
             a[j][0] = _mm256_add_ps(a[j][0], _mm256_mul_ps(w, u));
             a[j][1] = _mm256_add_ps(a[j][1], _mm256_mul_ps(w, v));
         }
     }
-    for (size_t j = 0; j < 4; j++)
-        for (size_t i = 0; i < 2; i++) _mm256_storeu_ps(acc + j * ldacc + 8 * i, a[j][i]);
+    for (int j = 0; j < T; j++)
+        for (int i = 0; i < 2; i++) _mm256_storeu_ps(acc + (size_t)j * ldacc + 8 * i, a[j][i]);
 }
 
 static void accum_q4_avx2(float *acc, size_t ldacc, const float *factor, const float *s, size_t lds,
                           int n_q, const uint8_t *v, size_t v_stride, int n_pos, int d) {
-    if (d % 32 || n_q % 4) {
+    if (d % 32) {
         accum_q4(acc, ldacc, factor, s, lds, n_q, v, v_stride, n_pos, d);
         return;
     }
@@ -461,8 +475,14 @@ static void accum_q4_avx2(float *acc, size_t ldacc, const float *factor, const f
         int n = MIN((int)Q4_ROWS, n_pos - p);
         for (int r = 0; r < n; r++) unpack_row_q4(x[r], v + (size_t)(p + r) * v_stride, d);
         for (int j = 0; j < n_q; j += 4)
-            for (int c = 0; c < d; c += 16)
-                add_rows(acc + (size_t)j * ldacc + c, ldacc, s + (size_t)j * lds + p, lds, x, n, c);
+            for (int c = 0; c < d; c += 16) {
+                float *a = acc + (size_t)j * ldacc + c;
+                const float *w = s + (size_t)j * lds + p;
+                if (n_q - j >= 4) add_rows(4, a, ldacc, w, lds, x, n, c);
+                if (n_q - j == 3) add_rows(3, a, ldacc, w, lds, x, n, c);
+                if (n_q - j == 2) add_rows(2, a, ldacc, w, lds, x, n, c);
+                if (n_q - j == 1) add_rows(1, a, ldacc, w, lds, x, n, c);
+            }
     }
 }
 
