@@ -158,6 +158,44 @@ static inline void dot4_q8(int32_t *dot, const int8_t *q, const uint8_t *k, size
                      _mm_add_epi32(_mm256_castsi256_si128(a), _mm256_extracti128_si256(a, 1)));
 }
 
+/* One row and four queries in 16 bits, `ld` apart: a dword each. */
+static inline __m128i dot_row_q8(const uint8_t *row, const int16_t *q, size_t ld, int d) {
+    __m256i sum[4];
+    for (int j = 0; j < 4; j++) sum[j] = _mm256_setzero_si256();
+    for (int i = 0; i < d; i += 16) {
+        __m256i k = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(row + i)));
+        for (size_t j = 0; j < 4; j++) {
+            __m256i x = _mm256_loadu_si256((const __m256i *)(q + j * ld + i));
+            sum[j] = _mm256_add_epi32(sum[j], _mm256_madd_epi16(k, x));
+        }
+    }
+    __m256i v =
+        _mm256_hadd_epi32(_mm256_hadd_epi32(sum[0], sum[1]), _mm256_hadd_epi32(sum[2], sum[3]));
+    return _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+}
+
+#define SCORE_Q8
+static int score4_q8(float *s, size_t lds, const int8_t *q, size_t ldq, const float *q_scale,
+                     const uint8_t *k, size_t k_stride, int n_pos, int d) {
+    enum { MOST = 256 };
+    if (d % 16 || d > MOST) return 0;
+    int16_t wide[4 * MOST];
+    for (size_t j = 0; j < 4; j++)
+        for (size_t i = 0; i < (size_t)d; i++) wide[j * MOST + i] = q[j * ldq + i];
+    __m128 scale = _mm_loadu_ps(q_scale);
+    int p = 0;
+    for (; p + 4 <= n_pos; p += 4) {
+        __m128 x[4];
+        for (int r = 0; r < 4; r++, k += k_stride) {
+            __m128 f = _mm_mul_ps(scale, _mm_set1_ps(f16_bits(load_u16(k + d))));
+            x[r] = _mm_mul_ps(f, _mm_cvtepi32_ps(dot_row_q8(k, wide, MOST, d)));
+        }
+        _MM_TRANSPOSE4_PS(x[0], x[1], x[2], x[3]);
+        for (size_t t = 0; t < 4; t++) _mm_storeu_ps(s + t * lds + p, x[t]);
+    }
+    return p;
+}
+
 #include "float_lanes.inc"
 
 void kern_float_avx2(Kern *k) {
