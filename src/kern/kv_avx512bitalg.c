@@ -186,9 +186,16 @@ static inline void score(float *s, size_t lds, const int8_t *q, size_t ldq, cons
             const int8_t *qj = q + (size_t)j * ldq;
             const float *scale = q_scale + j;
             if (n_q - j < TILE) {
-                for (int b = 0; b < step / KV_BLOCK; b++)
-                    score_tile(out + KV_BLOCK * b, lds, qj, ldq, scale, q_sum + j, n_q - j, 1,
-                               blocks + (size_t)b * block_bytes, d, bits);
+                for (int b = 0; b < step / KV_BLOCK; b++, out += KV_BLOCK) {
+                    const uint8_t *block = blocks + (size_t)b * block_bytes;
+                    const int32_t *sum = q_sum + j;
+                    if (n_q - j == 3)
+                        score_tile(out, lds, qj, ldq, scale, sum, 3, 1, block, d, bits);
+                    if (n_q - j == 2)
+                        score_tile(out, lds, qj, ldq, scale, sum, 2, 1, block, d, bits);
+                    if (n_q - j == 1)
+                        score_tile(out, lds, qj, ldq, scale, sum, 1, 1, block, d, bits);
+                }
             } else if (step == KV_BLOCK) {
                 (bits == 2 ? score_k2_1 : score_k3_1)(out, lds, qj, ldq, scale, q_sum + j, blocks,
                                                       d);
