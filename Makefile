@@ -14,7 +14,7 @@ CMAKE = env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL cmake
 configure = @log=$$($(CMAKE) --preset $(1) -Wno-dev 2>&1) || { echo "$$log"; exit 1; }
 build = @$(CMAKE) --build $(1) -j $(JOBS) $(if $(2),--target $(2))
 
-.PHONY: all program run chat test bench kern lint format fuzz asan ubsan tsan longrun mutants deps install clean help
+.PHONY: all program run chat test bench kern lint format fuzz asan ubsan tsan wasm longrun mutants deps install clean help
 all: program
 program:
 	@tools/deps.sh build
@@ -75,15 +75,14 @@ longrun mutants:
 	$(call build,build,test_$@)
 	build/test_$@ $(if $(filter longrun,$@),$(MODEL) 30000 4096 k2 k2,100000)
 
-deps:
-	@tools/deps.sh build test lint fuzz neon
+wasm: ; @tools/deps.sh build wasm && tools/wasm.sh build/web -j $(JOBS)
+deps: ; @tools/deps.sh build test lint fuzz neon wasm
 
 install: program
 	$(call build,build)
 	$(CMAKE) --install build --prefix $(PREFIX)
 
-clean:
-	rm -rf build
+clean: ; rm -rf build
 
 help:
 	@echo "make           the release program build/dibit"
@@ -95,6 +94,7 @@ help:
 	@echo "make lint      who includes whom, lengths, format, symbols;  make format: fixes the format"
 	@echo "make fuzz      each fuzzer for FUZZ_TIME=$(FUZZ_TIME) seconds (T=name: only this one)"
 	@echo "make asan      the tests under ASan and UBSan;  make tsan: under TSan"
+	@echo "make wasm      build/web: modules for browsers (make test runs them under node)"
 	@echo "make longrun   30,000 tokens in one session, forked and saved;  make mutants: damaged sessions"
 	@echo "make deps      installs every Debian package that any of these uses"
 	@echo "make install   header, libraries, packages, program to PREFIX=$(PREFIX)"

@@ -52,7 +52,7 @@ endforeach()
 
 add_test(NAME example_kv COMMAND example_kv)
 list(APPEND TESTS example_kv)
-foreach(name includes install neon greedy cli)
+foreach(name includes install neon greedy wasm cli)
   if(EXISTS ${CMAKE_SOURCE_DIR}/tests/${name}.sh)
     add_test(NAME ${name}.sh COMMAND sh tests/${name}.sh)
     list(APPEND TESTS ${name}.sh)

@@ -80,7 +80,8 @@ enum {
     DIBIT_ISA_AVX512VNNI = 4,
     DIBIT_ISA_NEON = 8,
     DIBIT_ISA_NEONDOT = 16,
-    DIBIT_ISA_AVX512BITALG = 32
+    DIBIT_ISA_AVX512BITALG = 32,
+    DIBIT_ISA_SIMD128 = 64 /* WebAssembly; with relaxed SIMD where it was built so */
 };
 
 /* Opens a GGUF file (the first of its shards where it is split). On success the caller owns *out

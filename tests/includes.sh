@@ -39,7 +39,7 @@ app/*                                             names dibit.h base.h quantize.
 engine='assert.h ctype.h errno.h fcntl.h float.h inttypes.h limits.h math.h pthread.h sched.h stdarg.h
  stdatomic.h stdbool.h stddef.h stdint.h stdio.h stdlib.h string.h sys/mman.h sys/stat.h sys/types.h
  time.h unistd.h'
-kern='immintrin.h arm_neon.h cpuid.h sys/auxv.h asm/hwcap.h'
+kern='immintrin.h arm_neon.h wasm_simd128.h cpuid.h sys/auxv.h asm/hwcap.h'
 offline='regex.h'
 app='jansson.h editline/readline.h histedit.h dirent.h getopt.h signal.h sys/ioctl.h termios.h
  sys/resource.h sys/statvfs.h locale.h langinfo.h strings.h sys/time.h sys/wait.h'

@@ -499,7 +499,8 @@ static void run_table(Test *t, Options *o, const Check *c, size_t n, const Kern 
 
 int main(int argc, char **argv) {
     static const unsigned isas[] = { DIBIT_ISA_SCALAR,       DIBIT_ISA_AVX2, DIBIT_ISA_AVX512VNNI,
-                                     DIBIT_ISA_AVX512BITALG, DIBIT_ISA_NEON, DIBIT_ISA_NEONDOT };
+                                     DIBIT_ISA_AVX512BITALG, DIBIT_ISA_NEON, DIBIT_ISA_NEONDOT,
+                                     DIBIT_ISA_SIMD128 };
     Options o = { clock_ns(), 300, "", NULL, 0, 0 };
     Test t = { 0 };
     int opt;

@@ -24,7 +24,7 @@ echo "-- examples/kv.c"
 cd "$(dirname "$0")/.."
 for f in src/*.c src/kern/*.c; do
     case $f in
-    *avx*) continue ;;
+    *avx* | *simd128*) continue ;;
     *neondot.c) isa=-march=armv8.2-a+dotprod ;;
     *) isa= ;;
     esac

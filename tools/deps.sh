@@ -1,5 +1,5 @@
 #!/bin/sh
-# deps.sh - installs what is missing for a group of work: build, test, lint, fuzz, neon. Looks for the
+# deps.sh - installs what is missing for a group of work: build, test, lint, fuzz, neon, wasm. Looks for the
 # tool or header itself and not for the package, so it does nothing, quickly, where all is there.
 # usage: deps.sh GROUP...
 set -eu
@@ -40,6 +40,12 @@ for group in "$@"; do
     neon)
         want cmd:aarch64-linux-gnu-gcc "gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
         want cmd:qemu-aarch64 qemu-user
+        ;;
+    wasm)
+        want cmd:cmake cmake
+        want cmd:clang-22 clang-22
+        want cmd:wasm-ld-22 lld-22
+        want cmd:node nodejs
         ;;
     *) echo "deps.sh: no group $group" >&2 && exit 2 ;;
     esac

@@ -42,6 +42,10 @@ unsigned isa_detect(void) {
 #endif
     return isa;
 }
+#elif defined(__wasm_simd128__)
+unsigned isa_detect(void) { /* a module with instructions that its host lacks does not load */
+    return DIBIT_ISA_SCALAR | DIBIT_ISA_SIMD128;
+}
 #else
 unsigned isa_detect(void) {
     return DIBIT_ISA_SCALAR;
@@ -54,6 +58,10 @@ const char *isa_name(unsigned mask) {
     if (mask & DIBIT_ISA_AVX2) return "avx2";
     if (mask & DIBIT_ISA_NEONDOT) return "neondot";
     if (mask & DIBIT_ISA_NEON) return "neon";
+#if defined(__wasm_relaxed_simd__)
+    if (mask & DIBIT_ISA_SIMD128) return "relaxed";
+#endif
+    if (mask & DIBIT_ISA_SIMD128) return "simd128";
     return "scalar";
 }
 
@@ -93,6 +101,12 @@ void kern_init(Kern *k, unsigned mask) {
         kern_neondot(k);
         kern_kv_neondot(k);
         kern_trellis_neondot(k);
+    }
+#elif defined(__wasm_simd128__)
+    if (isa & DIBIT_ISA_SIMD128) {
+        kern_simd128(k);
+        kern_float_simd128(k);
+        kern_kv_simd128(k);
     }
 #endif
     (void)isa;

@@ -258,4 +258,7 @@ void kern_kv_avx2(Kern *k);
 void kern_kv_avx512bitalg(Kern *k);
 void kern_kv_neon(Kern *k);
 void kern_kv_neondot(Kern *k);
+void kern_simd128(Kern *k); /* one file each for WebAssembly, with or without relaxed SIMD */
+void kern_float_simd128(Kern *k);
+void kern_kv_simd128(Kern *k);
 #endif

@@ -1,0 +1,286 @@
+/* simd128.c - int8 products and quantisation with the 128-bit vectors of WebAssembly. A vector of
+ * codes holds 4 inputs each of 4 rows; as 16-bit lanes these are pairs, and i32x4.dot_i16x8 with
+ * two activations gives one sum a row. So inputs 0 and 2 of each four, and 1 and 3, are summed
+ * apart, and codes are never shifted into place where the activations can be scaled instead. With
+ * relaxed SIMD (the same file, other flags) a byte dot does all four inputs; its second operand
+ * must be within 0..127, so q8 goes the first way there too. Packing is left to scalar.c. */
+#include "kern.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "codec.h"
+#include "simd128.h"
+
+enum { TILE = 4 }; /* tokens that share the unpacked weights */
+enum Type { Q4, Q8, S2, S3, KQ };
+static const size_t group_bytes[] = { Q4X_BYTES, Q8X_BYTES, 144, 208, sizeof(KqGroup) };
+
+#ifdef __wasm_relaxed_simd__
+#define BYTES(type) ((type) != Q8)
+#else
+#define BYTES(type) 0
+#endif
+/* dots() gives the sum times 1 << scale_of(type). */
+INLINE int scale_of(enum Type type) {
+    return type == Q8 ? 8 : BYTES(type) || type == KQ ? 0 : type == Q4 ? 4 : 6;
+}
+
+/* Activations of one group, those of quad v for every row: two 16-bit pairs, or in `even` the four
+ * bytes. */
+typedef struct Quads {
+    v128_t even[8], odd[8];
+} Quads;
+
+INLINE void copies(v128_t to[4], v128_t x) {
+    to[0] = wasm_i32x4_shuffle(x, x, 0, 0, 0, 0);
+    to[1] = wasm_i32x4_shuffle(x, x, 1, 1, 1, 1);
+    to[2] = wasm_i32x4_shuffle(x, x, 2, 2, 2, 2);
+    to[3] = wasm_i32x4_shuffle(x, x, 3, 3, 3, 3);
+}
+
+INLINE void spread(enum Type type, Quads *x, const int8_t *q) {
+    const v128_t by = type == Q4 ? wasm_i16x8_const(16, 16, 1, 1, 16, 16, 1, 1)
+                                 : wasm_i16x8_const(64, 64, 16, 16, 4, 4, 1, 1);
+    for (int h = 0; h < 2; h++) {
+        v128_t a = wasm_v128_load(q + 16 * h);
+        if (BYTES(type)) {
+            copies(x->even + 4 * h, a);
+            continue;
+        }
+        v128_t even = wasm_i16x8_shr(wasm_i16x8_shl(a, 8), 8), odd = wasm_i16x8_shr(a, 8);
+        if (type == Q4 || type == S2 || type == S3) {
+            even = wasm_i16x8_mul(even, by);
+            odd = wasm_i16x8_mul(odd, by);
+        }
+        copies(x->even + 4 * h, even);
+        copies(x->odd + 4 * h, odd);
+    }
+}
+
+/* Codes of rows 4j..4j+3 and quad v of the group at p, one input in each 16-bit lane and scaled as
+ * said above: inputs 0 and 2, or (odd) 1 and 3. */
+INLINE v128_t pairs(enum Type type, const uint8_t *p, int j, int v, int odd) {
+    p += 16 * j;
+    if (type == Q8 || type == KQ) {
+        v128_t x = wasm_v128_load(p + (type == Q8 ? 32 : offsetof(KqGroup, code)) + 64 * v);
+        if (type == Q8)
+            return odd ? wasm_v128_and(x, wasm_i16x8_const_splat((int16_t)0xff00))
+                       : wasm_i16x8_shl(x, 8);
+        return odd ? wasm_u16x8_shr(x, 8) : wasm_v128_and(x, wasm_i16x8_const_splat(0xff));
+    }
+    v128_t x = wasm_v128_load(type == Q4 ? p + 32 + 64 * (v / 2) : p + 16 + 64 * (v / 4));
+    if (odd) x = wasm_u16x8_shr(x, 8);
+    if (type == Q4) return wasm_v128_and(x, wasm_i16x8_splat(v & 1 ? 0xf0 : 0x0f));
+    x = wasm_v128_and(x, wasm_i16x8_splat((int16_t)(3 << 2 * (v % 4))));
+    if (type == S3) { /* bit v of the third vector goes on top of the two bits */
+        v128_t top = wasm_v128_load(p + 144);
+        int up = 2 * (v % 4) + 2 - v;
+        top = odd ? wasm_u16x8_shr(top, 8) : wasm_v128_and(top, wasm_i16x8_const_splat(0xff));
+        top = up < 0 ? wasm_u16x8_shr(top, (uint32_t)-up) : wasm_i16x8_shl(top, (uint32_t)up);
+        x = wasm_v128_or(x, wasm_v128_and(top, wasm_i16x8_splat((int16_t)(4 << 2 * (v % 4)))));
+    }
+    return x;
+}
+
+#ifdef __wasm_relaxed_simd__
+/* The same as bytes 0..127 in order. */
+INLINE v128_t bytes(enum Type type, const uint8_t *p, int j, int v) {
+    p += 16 * j;
+    if (type == KQ) return wasm_v128_load(p + offsetof(KqGroup, code) + 64 * v);
+    if (type == Q4) {
+        v128_t x = wasm_v128_load(p + 32 + 64 * (v / 2));
+        if (v & 1) x = wasm_u16x8_shr(x, 4);
+        return wasm_v128_and(x, wasm_i8x16_const_splat(15));
+    }
+    v128_t x = wasm_v128_load(p + 16 + 64 * (v / 4));
+    if (v % 4) x = wasm_u16x8_shr(x, (uint32_t)(2 * (v % 4)));
+    x = wasm_v128_and(x, wasm_i8x16_const_splat(3));
+    if (type == S3) {
+        v128_t top = wasm_v128_load(p + 144);
+        top =
+            v > 2 ? wasm_u16x8_shr(top, (uint32_t)(v - 2)) : wasm_i16x8_shl(top, (uint32_t)(2 - v));
+        x = wasm_v128_or(x, wasm_v128_and(top, wasm_i8x16_const_splat(4)));
+    }
+    return x;
+}
+#endif
+
+/* s[t]: sums of codes times activations of quads v0..v1-1, rows 4j..4j+3, of n tokens. */
+INLINE void dots(enum Type type, v128_t *s, const int n, const uint8_t *p, int j, int v0, int v1,
+                 const Quads *x) {
+    v128_t other[TILE];
+    for (int t = 0; t < n; t++) s[t] = other[t] = wasm_i32x4_const_splat(0);
+    for (int v = v0; v < v1; v++) {
+#ifdef __wasm_relaxed_simd__
+        if (BYTES(type)) {
+            v128_t w = bytes(type, p, j, v);
+            for (int t = 0; t < n; t++)
+                s[t] = wasm_i32x4_relaxed_dot_i8x16_i7x16_add(x[t].even[v], w, s[t]);
+            continue;
+        }
+#endif
+        v128_t even = pairs(type, p, j, v, 0), odd = pairs(type, p, j, v, 1);
+        for (int t = 0; t < n; t++) {
+            s[t] = wasm_i32x4_add(s[t], wasm_i32x4_dot_i16x8(even, x[t].even[v]));
+            other[t] = wasm_i32x4_add(other[t], wasm_i32x4_dot_i16x8(odd, x[t].odd[v]));
+        }
+    }
+    if (!BYTES(type))
+        for (int t = 0; t < n; t++) s[t] = wasm_i32x4_add(s[t], other[t]);
+}
+
+INLINE v128_t plus_times(v128_t acc, v128_t scale, v128_t sum) {
+    return wasm_f32x4_add(acc, wasm_f32x4_mul(scale, wasm_f32x4_convert_i32x4(sum)));
+}
+
+/* Sums of 16 activations fit 16 bits, and so the minima are one product of pairs. */
+INLINE void group_kq(v128_t *acc, const int n, const uint8_t *p, const Quads *x, size_t ld,
+                     const int32_t *sum, const float *scale) {
+    const KqGroup *g = (const KqGroup *)p;
+    for (int j = 0; j < 4; j++) {
+        v128_t s0[TILE], s1[TILE], sc = wasm_v128_load(g->sc[4 * j]),
+                                   mn = wasm_v128_load(g->mn[4 * j]);
+        v128_t sc0 = wasm_i32x4_shr(wasm_i32x4_shl(sc, 16), 16), sc1 = wasm_i32x4_shr(sc, 16);
+        dots(KQ, s0, n, p, j, 0, 4, x);
+        dots(KQ, s1, n, p, j, 4, 8, x);
+        for (int t = 0; t < n; t++) {
+            const int32_t *a = sum + (size_t)t * (ld / 16);
+            v128_t by = wasm_f32x4_splat(scale[(size_t)t * (ld / 32)]);
+            v128_t both = wasm_i32x4_splat((int32_t)((uint32_t)a[1] << 16 | (uint16_t)a[0]));
+            v128_t s = wasm_i32x4_add(wasm_i32x4_mul(s0[t], sc0), wasm_i32x4_mul(s1[t], sc1));
+            v128_t m = wasm_i32x4_dot_i16x8(mn, both);
+            v128_t f = wasm_f32x4_mul(wasm_f32x4_mul(wasm_v128_load(g->d + 4 * j), by),
+                                      wasm_f32x4_convert_i32x4(s));
+            v128_t e = wasm_f32x4_mul(wasm_f32x4_mul(wasm_v128_load(g->dm + 4 * j), by),
+                                      wasm_f32x4_convert_i32x4(m));
+            acc[4 * t + j] = wasm_f32x4_add(acc[4 * t + j], wasm_f32x4_sub(f, e));
+        }
+    }
+}
+
+/* (c + 4) * (8 s + z' sum) as one product of pairs: 8 (c + 4) with s, z' (c + 4) with sum; s is at
+ * most 7 * 127 * 32 and the sum 127 * 32, so all fit 16 bits. */
+INLINE void group_s(enum Type type, v128_t *acc, const int n, const uint8_t *p, const Quads *x,
+                    size_t ld, const int32_t *sum, const float *scale) {
+    v128_t cz = wasm_v128_load(p), by[4];
+    v128_t c =
+        wasm_i8x16_add(wasm_v128_and(cz, wasm_i8x16_const_splat(15)), wasm_i8x16_const_splat(4));
+    v128_t z = wasm_i8x16_sub(wasm_u8x16_shr(cz, 4), wasm_i8x16_splat(type == S2 ? 20 : 36));
+    for (int h = 0; h < 2; h++) {
+        v128_t c16 = h ? wasm_i16x8_extend_high_i8x16(c) : wasm_i16x8_extend_low_i8x16(c);
+        v128_t z16 = h ? wasm_i16x8_extend_high_i8x16(z) : wasm_i16x8_extend_low_i8x16(z);
+        z16 = wasm_i16x8_mul(z16, c16);
+        c16 = wasm_i16x8_shl(c16, 3);
+        by[2 * h] = wasm_i16x8_shuffle(z16, c16, 0, 8, 1, 9, 2, 10, 3, 11);
+        by[2 * h + 1] = wasm_i16x8_shuffle(z16, c16, 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+    for (int j = 0; j < 4; j++) {
+        v128_t s[TILE];
+        dots(type, s, n, p, j, 0, 8, x);
+        for (int t = 0; t < n; t++) {
+            const int32_t *a = sum + (size_t)t * (ld / 16);
+            v128_t low = wasm_i32x4_splat((a[0] + a[1]) & 0xffff);
+            v128_t both = wasm_v128_or(wasm_i32x4_shl(s[t], (uint32_t)(16 - scale_of(type))), low);
+            acc[4 * t + j] =
+                plus_times(acc[4 * t + j], wasm_f32x4_splat(scale[(size_t)t * (ld / 32)]),
+                           wasm_i32x4_dot_i16x8(both, by[j]));
+        }
+    }
+}
+
+INLINE void group_q(enum Type type, v128_t *acc, const int n, const uint8_t *p, const Quads *x,
+                    size_t ld, const int32_t *sum, const float *scale) {
+    for (int j = 0; j < 4; j++) {
+        v128_t s[TILE], f = half_floats(p + 8 * j);
+        dots(type, s, n, p, j, 0, 8, x);
+        for (int t = 0; t < n; t++) {
+            const int32_t *a = sum + (size_t)t * (ld / 16);
+            v128_t dot = wasm_i32x4_shr(s[t], (uint32_t)scale_of(type));
+            if (type == Q4) dot = wasm_i32x4_sub(dot, wasm_i32x4_splat(8 * (a[0] + a[1])));
+            v128_t by = wasm_f32x4_mul(f, wasm_f32x4_splat(scale[(size_t)t * (ld / 32)]));
+            acc[4 * t + j] = plus_times(acc[4 * t + j], by, dot);
+        }
+    }
+}
+
+/* All groups of one row block for n <= TILE tokens starting at t0. */
+INLINE void tile(enum Type type, float *y, size_t ldy, const uint8_t *block,
+                 const uint16_t *row_scale, int n_groups, const A8 *a, int t0, const int n) {
+    const int8_t *q = a->q + (size_t)t0 * a->ld;
+    const float *scale = a->scale + (size_t)t0 * (a->ld / 32);
+    const int32_t *sum = a->sum + (size_t)t0 * (a->ld / 16);
+    v128_t acc[4 * TILE];
+    y += (size_t)t0 * ldy;
+    for (int i = 0; i < 4 * n; i++)
+        acc[i] = type == KQ ? wasm_v128_load(y + (size_t)(i / 4) * ldy + 4 * (i % 4))
+                            : wasm_f32x4_const_splat(0);
+    for (int g = 0; g < n_groups; g++, q += 32, scale++, sum += 2, block += group_bytes[type]) {
+        Quads x[TILE];
+        for (int t = 0; t < n; t++) spread(type, &x[t], q + (size_t)t * a->ld);
+        if (type == KQ) group_kq(acc, n, block, x, a->ld, sum, scale);
+        if (type == S2 || type == S3) group_s(type, acc, n, block, x, a->ld, sum, scale);
+        if (type == Q4 || type == Q8) group_q(type, acc, n, block, x, a->ld, sum, scale);
+    }
+    for (int i = 0; i < 4 * n; i++) {
+        if (type == S2 || type == S3) {
+            v128_t by = half_floats(row_scale + 4 * (i % 4));
+            acc[i] = wasm_f32x4_mul(acc[i], wasm_f32x4_mul(by, wasm_f32x4_const_splat(0.125f)));
+        }
+        wasm_v128_store(y + (size_t)(i / 4) * ldy + 4 * (i % 4), acc[i]);
+    }
+}
+
+#define MUL(name, type)                                                                            \
+    static void mul_##name(float *y, size_t ldy, const uint8_t *block, const uint16_t *row_scale,  \
+                           int n_groups, const A8 *a, int n_tokens) {                              \
+        int t = 0;                                                                                 \
+        for (; t + TILE <= n_tokens; t += TILE)                                                    \
+            tile(type, y, ldy, block, row_scale, n_groups, a, t, TILE);                            \
+        for (; t < n_tokens; t++) tile(type, y, ldy, block, row_scale, n_groups, a, t, 1);         \
+    }
+MUL(q4, Q4)
+MUL(q8, Q8)
+MUL(s2, S2)
+MUL(s3, S3)
+MUL(kq, KQ)
+
+static void quantize(int8_t *q, float *scale, int32_t *sum, const float *x, int n) {
+    const v128_t size = wasm_i32x4_const_splat(0x7fffffff),
+                 magic = wasm_f32x4_const_splat(KERN_ROUND);
+    for (int g = 0; 32 * g < n; g++) {
+        float last[32] = { 0 };
+        const float *p = x + 32 * (size_t)g;
+        if (n - 32 * g < 32) p = memcpy(last, p, (size_t)(n - 32 * g) * sizeof(float));
+        v128_t m = wasm_i32x4_const_splat(0);
+        for (int i = 0; i < 8; i++) /* NaN is above infinity */
+            m = wasm_u32x4_max(m, wasm_v128_and(wasm_v128_load(p + 4 * i), size));
+        uint32_t max_bits = top_u32(m);
+        float amax;
+        memcpy(&amax, &max_bits, 4);
+        int finite = max_bits < 0x7f800000;
+        v128_t inverse = wasm_f32x4_splat(MIN(127.0f / amax, 0x1.fffffep127f));
+        for (int h = 0; h < 2; h++, p += 16, q += 16) {
+            v128_t v[4], total = wasm_i32x4_const_splat(0);
+            for (int i = 0; i < 4; i++) {
+                v128_t f =
+                    wasm_f32x4_add(wasm_f32x4_mul(wasm_v128_load(p + 4 * i), inverse), magic);
+                v[i] = finite ? wasm_i32x4_sub(f, magic) : wasm_i32x4_const_splat(0);
+                total = wasm_i32x4_add(total, v[i]);
+            }
+            wasm_v128_store(q, wasm_i8x16_narrow_i16x8(wasm_i16x8_narrow_i32x4(v[0], v[1]),
+                                                       wasm_i16x8_narrow_i32x4(v[2], v[3])));
+            sum[2 * g + h] = sum_i32(total);
+        }
+        scale[g] = finite ? amax / 127.0f : NAN;
+    }
+}
+
+void kern_simd128(Kern *k) {
+    k->mul_q4 = mul_q4;
+    k->mul_q8 = mul_q8;
+    k->mul_s2 = mul_s2;
+    k->mul_s3 = mul_s3;
+    k->mul_kq = mul_kq;
+    k->quantize = quantize;
+}

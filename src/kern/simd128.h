@@ -1,0 +1,32 @@
+/* simd128.h - small things that the kernels for WebAssembly share. */
+#ifndef SIMD128_H
+#define SIMD128_H
+#include <stdint.h>
+#include <wasm_simd128.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* Four f16 in 32-bit lanes as floats, exactly; the product makes subnormals normal. */
+INLINE v128_t wide_f16(v128_t h) {
+    v128_t size = wasm_i32x4_shl(wasm_v128_and(h, wasm_i32x4_const_splat(0x7fff)), 13);
+    v128_t sign = wasm_i32x4_shl(wasm_v128_and(h, wasm_i32x4_const_splat(0x8000)), 16);
+    v128_t infinite = wasm_i32x4_gt(size, wasm_i32x4_const_splat(0x0f7fffff));
+    v128_t f = wasm_f32x4_mul(size, wasm_f32x4_const_splat(0x1p112f));
+    f = wasm_v128_or(f, wasm_v128_and(infinite, wasm_i32x4_const_splat(0x7f800000)));
+    f = wasm_v128_or(f, wasm_v128_and(infinite, size));
+    return wasm_v128_or(f, sign);
+}
+INLINE v128_t half_floats(const void *p) {
+    return wide_f16(wasm_u32x4_load16x4(p));
+}
+INLINE uint32_t top_u32(v128_t m) {
+    m = wasm_u32x4_max(m, wasm_i32x4_shuffle(m, m, 2, 3, 0, 1));
+    m = wasm_u32x4_max(m, wasm_i32x4_shuffle(m, m, 1, 0, 3, 2));
+    return (uint32_t)wasm_i32x4_extract_lane(m, 0);
+}
+INLINE int32_t sum_i32(v128_t s) {
+    s = wasm_i32x4_add(s, wasm_i32x4_shuffle(s, s, 2, 3, 0, 1));
+    s = wasm_i32x4_add(s, wasm_i32x4_shuffle(s, s, 1, 0, 3, 2));
+    return wasm_i32x4_extract_lane(s, 0);
+}
+#endif
