@@ -35,7 +35,7 @@ test:
 
 bench: program
 	build/dibit bench -m $(MODEL)
-	$(call build,build,bench_codecs) && build/bench_codecs
+	$(call build,build,bench_codecs bench_records) && build/bench_codecs && build/bench_records
 	for t in t2 t3 s2 s3 q4 q8; do build/dibit bench --shape llama-3.2-1b --type $$t || exit 1; done
 
 # One kernel or all against the scalar ones: make kern K=mul_s2 B=1 also times.

@@ -139,7 +139,7 @@ int kv_type_by_name(const char *name) {
 struct CachePage {
     atomic_int refs;
 };
-enum { PAGE_HEAD = 64, ENCODE_BEAM = 8, ENCODE_TRIES = 1 };
+enum { PAGE_HEAD = 64 };
 
 static uint8_t *page_data(const CachePage *p) {
     return (uint8_t *)p + PAGE_HEAD;
@@ -551,7 +551,7 @@ static void put_record(Cache *c, const Kern *kern, int layer, int side, int head
         scale = 0;
     }
     for (int i = 0; i < d; i++) x[i] = (float)(int8_t)row[i] * scale;
-    KvEncoder e = { bits, ENCODE_BEAM, ENCODE_TRIES, { 1, 1, 1, 1 }, c->table, kern };
+    KvEncoder e = { bits, KV_BEAM, KV_TRIES, { 1, 1, 1, 1 }, c->table, kern };
     if (c->shape.weights)
         memcpy(e.weight, c->shape.weights[(2 * layer + side) * c->shape.n_kv_heads + head],
                sizeof e.weight);

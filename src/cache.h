@@ -19,6 +19,7 @@
 #define KV_MAX_LAYERS 1024
 #define KV_SINKS      4 /* what dibit.h's zeros mean */
 #define KV_WINDOW     64
+enum { KV_BEAM = 8, KV_TRIES = 1 }; /* of the encoder of records, see KvEncoder */
 #define KV_ROW_Q(d)                                                                                \
     (((size_t)(d) + 2 + 15) & ~(size_t)15) /* bytes of one int8 query, see KvQuery */
 
