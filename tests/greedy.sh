@@ -17,7 +17,7 @@ dir=$(mktemp -d)
 trap 'rm -r "$dir"' EXIT
 for f in src/*.c src/kern/*.c tests/greedy.c; do
     more=
-    case $f in *avx2* | *avx512*) continue ;; *neondot*) more=-march=armv8.2-a+dotprod ;; esac
+    case $f in *avx2* | *avx512* | *simd128*) continue ;; *neondot*) more=-march=armv8.2-a+dotprod ;; esac
     echo "$f${more:+ $more}" # a blank at the end would join lines
 done | xargs -P "$(nproc)" -L 1 sh -c '"$0" -std=c11 -O2 -ffp-contract=off -fno-math-errno \
     -fno-trapping-math -Iinclude -Isrc -c $3 "$2" -o "$1/$(echo "$2" | tr / _).o"' "$cc" "$dir"
