@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #include "quantize.h"
 
+#include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "dibit.h"
@@ -396,6 +398,26 @@ static void refusals(void **state) {
 
 /* ---- shapes ---- */
 
+/* A file that may not grow: plain rounding, and the trellis, whose finished tensors are kept for a
+ * next run otherwise. */
+static void full_disk(void **state) {
+    (void)state;
+    const char *in = path("in.gguf"), *types[] = { "q8", "t2" };
+    struct rlimit old, small;
+    write_tiny(in, &(Tiny){ .type = T_F16 });
+    getrlimit(RLIMIT_FSIZE, &old);
+    small = (struct rlimit){ 100000, old.rlim_max };
+    signal(SIGXFSZ, SIG_IGN);
+    for (size_t i = 0; i < ARRAY_LEN(types); i++) {
+        setrlimit(RLIMIT_FSIZE, &small);
+        refused(in, &(QuantizeOptions){ .type = types[i] }, DIBIT_E_IO, "cannot write");
+        setrlimit(RLIMIT_FSIZE, &old);
+        char part[160];
+        snprintf(part, sizeof part, "%s.part", path("refused.gguf"));
+        assert_int_not_equal(access(part, F_OK), 0);
+    }
+}
+
 static void shapes_run(void **state) {
     (void)state;
     static const char *const types[] = { "s2", "s3", "t2", "t3", "q4", "q8", "f16" };
@@ -476,6 +498,7 @@ int main(void) {
         cmocka_unit_test(plan_and_notes),
         cmocka_unit_test(odd_columns),
         cmocka_unit_test(refusals),
+        cmocka_unit_test(full_disk),
         cmocka_unit_test(shapes_run),
         cmocka_unit_test(shapes_refuse),
     };
