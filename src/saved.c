@@ -35,7 +35,14 @@ static uint64_t hash_tensor(uint64_t h, const GgufTensor *t) {
     return h;
 }
 
-static uint64_t model_hash(const Model *m) {
+static uint64_t hash_tensors(uint64_t h, const Gguf *file) {
+    for (int i = 0; i < gguf_n_tensors(file); i++) h = hash_tensor(h, gguf_tensor(file, i));
+    return h;
+}
+
+/* Of the model and of the calibration that its cache's rows were made with. */
+static uint64_t model_hash(const DibitEngine *e) {
+    const Model *m = &e->model;
     const Hparams *hp = &m->hp;
     const int ints[] = { hp->n_vocab,    hp->n_ctx_train, hp->n_embd, hp->n_layers, hp->n_heads,
                          hp->n_kv_heads, hp->head_dim,    hp->n_ff,   hp->n_rot,    hp->window };
@@ -43,8 +50,8 @@ static uint64_t model_hash(const Model *m) {
     uint64_t h = hash64(VERSION, m->arch->name, strlen(m->arch->name));
     h = hash64(h, ints, sizeof ints);
     h = hash64(h, floats, sizeof floats);
-    for (int i = 0; i < gguf_n_tensors(m->file); i++) h = hash_tensor(h, gguf_tensor(m->file, i));
-    return h;
+    h = hash_tensors(h, m->file);
+    return e->kv_file ? hash_tensors(h, e->kv_file) : h;
 }
 
 static int count_run(void *arg, uint8_t *run, size_t n) {
@@ -58,7 +65,7 @@ static SavedHeader make_header(const DibitSession *s, int n_tokens, int n_past, 
     const CacheShape *c = &s->cache.shape;
     SavedHeader h = { .version = VERSION, .n_bytes = sizeof h };
     memcpy(h.magic, magic, sizeof magic);
-    h.model = model_hash(&s->engine->model);
+    h.model = model_hash(s->engine);
     h.n_layers = (uint32_t)c->n_layers;
     h.n_kv_heads = (uint32_t)c->n_kv_heads;
     h.head_dim = (uint32_t)c->head_dim;
@@ -148,7 +155,8 @@ static int check_header(const DibitSession *s, const FileMap *f, SavedHeader *h,
     SavedHeader want =
         make_header(s, (int)h->n_tokens, (int)h->n_past, (int)h->q8_from, (int)h->ring_from);
     if (h->model != want.model)
-        return fail(err, DIBIT_E_FORMAT, "%s: it was saved with another model", path);
+        return fail(err, DIBIT_E_FORMAT, "%s: it was saved with another model or calibration",
+                    path);
     if (memcmp(h->type_k, want.type_k, 8) != 0 || memcmp(h->type_v, want.type_v, 8) != 0)
         return fail(err, DIBIT_E_FORMAT, "%s: its cache types are %.7s and %.7s, not %s and %s",
                     path, h->type_k, h->type_v, want.type_k, want.type_v);

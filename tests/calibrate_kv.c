@@ -214,6 +214,21 @@ static uint8_t *read_all(const char *name, size_t *n) {
     return copy;
 }
 
+/* A session's rows are of its calibration: another engine does not take them. */
+static void saved(DibitEngine *with, DibitEngine *plain, const char *name) {
+    DibitSession *a, *b;
+    DibitError err = { 0 };
+    DibitSessionOptions opt = { .n_ctx = 256, .cache_k = "k2", .cache_v = "k2" };
+    if (dibit_session_create(&a, with, &opt, &err) != 0) die("%s", err.text);
+    if (dibit_session_create(&b, plain, &opt, &err) != 0) die("%s", err.text);
+    if (dibit_sync(a, ids, 100, &err) < 0 || dibit_save(a, name, &err) != 0) die("%s", err.text);
+    assert_int_equal(dibit_restore(b, name, &err), DIBIT_E_FORMAT);
+    assert_non_null(strstr(err.text, "model"));
+    if (dibit_restore(a, name, &err) != 0) die("%s", err.text);
+    dibit_session_free(&a);
+    dibit_session_free(&b);
+}
+
 static void files(void **state) {
     (void)state;
     enum { N = 200 };
@@ -258,6 +273,7 @@ static void files(void **state) {
     assert_int_equal(gguf_find(g, "blk.1.kv_v.basis")->type, T_F16);
     assert_non_null(gguf_get(g, "dibit.kv.text_hash"));
     gguf_close(&g);
+    saved(with, plain, path("saved"));
     float *all[] = { exact, same, k2, cal, one, again };
     for (size_t i = 0; i < ARRAY_LEN(all); i++) free(all[i]);
     dibit_close(&plain);
