@@ -48,23 +48,11 @@ static int read_names(DibitEngine *e, DibitError *err) {
     return 0;
 }
 
-/* A calibration of the KV cache in a file of its own. */
 static int open_calibration(DibitEngine *e, const DibitOptions *opt, DibitError *err) {
-    GgufString type = { "", 0 };
-    uint64_t hash = 0;
     if (!opt->kv_calibration) return 0;
-    int r = gguf_open(&e->kv_file, opt->kv_calibration, opt->no_mmap != 0, &e->memory, err);
-    if (r != 0) return r;
-    gguf_get_string(e->kv_file, "general.type", &type);
-    if (type.n != strlen(KV_CALIBRATION_TYPE) || memcmp(type.s, KV_CALIBRATION_TYPE, type.n) != 0)
-        return fail(err, DIBIT_E_FORMAT, "%s: not a file of `dibit calibrate kv`",
-                    opt->kv_calibration);
-    if (!gguf_get_u64(e->kv_file, "dibit.kv.model_hash", &hash) ||
-        hash != model_norms_hash(e->file))
-        return fail(err, DIBIT_E_ARGUMENT,
-                    "%s: made with another model; run `dibit calibrate kv` with this one",
-                    opt->kv_calibration);
-    return model_bind_kv(&e->model, e->kv_file, err);
+    int r = model_open_kv(&e->kv_file, opt->kv_calibration, e->file, opt->no_mmap != 0, &e->memory,
+                          err);
+    return r ? r : model_bind_kv(&e->model, e->kv_file, err);
 }
 
 static int open_rest(DibitEngine *e, const DibitOptions *opt, DibitError *err) {

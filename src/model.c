@@ -293,6 +293,25 @@ uint64_t model_norms_hash(const Gguf *file) {
     return hash;
 }
 
+int model_open_kv(Gguf **out, const char *path, const Gguf *model, bool no_mmap,
+                  const DibitAllocator *memory, DibitError *err) {
+    GgufString type = { "", 0 };
+    uint64_t hash = 0, own = model_norms_hash(model);
+    int r = gguf_open(out, path, no_mmap, memory, err);
+    if (r != 0) return r;
+    gguf_get_string(*out, "general.type", &type);
+    gguf_get_u64(*out, "dibit.kv.model_hash", &hash);
+    if (type.n != strlen(KV_CALIBRATION_TYPE) || memcmp(type.s, KV_CALIBRATION_TYPE, type.n) != 0)
+        r = fail(err, DIBIT_E_FORMAT, "%s: not a file of `dibit calibrate kv`", path);
+    else if (own == 0)
+        r = fail(err, DIBIT_E_MEMORY, "%s: no memory to compare it with the model", path);
+    else if (hash != own)
+        r = fail(err, DIBIT_E_ARGUMENT,
+                 "%s: made with another model; run `dibit calibrate kv` with this one", path);
+    if (r != 0) gguf_close(out);
+    return r;
+}
+
 static int bind_kv_basis(Model *m, const Gguf *file, KvBasis *b, int l, int side, DibitError *err) {
     const Hparams *h = &m->hp;
     int n = h->n_kv_heads * h->head_dim, r;

@@ -60,6 +60,9 @@ int model_open(Model *m, const Gguf *file, const Kern *kern, Pool *pool, bool no
  * model's own file has them. */
 #define KV_CALIBRATION_TYPE "dibit-kv-calibration" /* general.type of a file of bases alone */
 int model_bind_kv(Model *m, const Gguf *file, DibitError *err);
+/* Opens a calibration file that was made for `model` in any types, or says why it is not one. */
+int model_open_kv(Gguf **out, const char *path, const Gguf *model, bool no_mmap,
+                  const DibitAllocator *memory, DibitError *err);
 /* Of the norms, which stay the same in every quantization: says whose calibration a file is. 0 when
  * there is no memory. */
 uint64_t model_norms_hash(const Gguf *file);

@@ -691,19 +691,8 @@ static bool is_input(const char *in, const char *out) {
 }
 
 static int open_kv(Job *j, DibitError *err) {
-    const char *path = j->opt->kv_calibration;
-    GgufString type = { "", 0 };
-    uint64_t hash = 0;
-    if (!path) return 0;
-    int r = gguf_open(&j->kv, path, false, NULL, err);
-    if (r != 0) return r;
-    gguf_get_string(j->kv, "general.type", &type);
-    if (type.n != strlen(KV_CALIBRATION_TYPE) || memcmp(type.s, KV_CALIBRATION_TYPE, type.n) != 0)
-        return fail(err, DIBIT_E_FORMAT, "%s: not a file of `dibit calibrate kv`", path);
-    if (!gguf_get_u64(j->kv, "dibit.kv.model_hash", &hash) || hash != model_norms_hash(j->in))
-        return fail(err, DIBIT_E_ARGUMENT,
-                    "%s: made with another model; run `dibit calibrate kv` with this one", path);
-    return 0;
+    if (!j->opt->kv_calibration) return 0;
+    return model_open_kv(&j->kv, j->opt->kv_calibration, j->in, false, NULL, err);
 }
 
 /* What the bytes of the output depend on. */

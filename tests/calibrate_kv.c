@@ -349,10 +349,14 @@ static void refusals(void **state) {
     }
     refuse_open(m, m, DIBIT_E_FORMAT, "not a file of `dibit calibrate kv`");
     refuse_open(m, path("none"), DIBIT_E_IO, "none");
-    write_tiny(path("other.gguf"), &(Tiny){ .type = T_F16, .arch = "qwen2" });
-    Gguf *g;
-    assert_int_equal(gguf_open(&g, path("other.gguf"), false, NULL, NULL), 0);
-    gguf_close(&g);
+    write_tiny(path("other.gguf"), &(Tiny){ .type = T_F16, .arch = "qwen3" });
+    refuse_open(path("other.gguf"), cal, DIBIT_E_ARGUMENT, "made with another model");
+    QuantizeOptions q = { .type = "q8", .kv_calibration = cal };
+    DibitError why = { 0 };
+    assert_int_equal(quantize_file(path("other.gguf"), path("x.gguf"), &q, NULL, &why),
+                     DIBIT_E_ARGUMENT);
+    assert_non_null(strstr(why.text, "made with another model"));
+    assert_int_not_equal(access(path("x.gguf"), F_OK), 0);
 
     DibitError err = { 0 };
     KvCalibrateResult r;
