@@ -1,6 +1,6 @@
 #!/bin/sh
-# deps.sh - installs what is missing for a group of work: build, test, lint, fuzz, neon, wasm. Looks for the
-# tool or header itself and not for the package, so it does nothing, quickly, where all is there.
+# deps.sh - installs what is missing for a group of work: build, test, lint, fuzz, neon, wasm, browsers.
+# Looks for the tool or header itself and not for the package, so it does nothing, quickly, where all is there.
 # usage: deps.sh GROUP...
 set -eu
 
@@ -46,6 +46,14 @@ for group in "$@"; do
         want cmd:clang-22 clang-22
         want cmd:wasm-ld-22 lld-22
         want cmd:node nodejs
+        ;;
+    browsers)
+        want cmd:node nodejs
+        want cmd:npm npm
+        want cmd:chromium chromium
+        want cmd:firefox-esr firefox-esr
+        want cmd:WebKitWebDriver webkit2gtk-driver
+        want cmd:xvfb-run "xvfb xauth"
         ;;
     *) echo "deps.sh: no group $group" >&2 && exit 2 ;;
     esac
