@@ -14,7 +14,7 @@ CMAKE = env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL cmake
 configure = @log=$$($(CMAKE) --preset $(1) -Wno-dev 2>&1) || { echo "$$log"; exit 1; }
 build = @$(CMAKE) --build $(1) -j $(JOBS) $(if $(2),--target $(2))
 
-.PHONY: all program run chat test bench kern lint format fuzz asan ubsan tsan wasm longrun mutants deps install clean help web-serve
+.PHONY: all program run chat test bench kern lint format fuzz asan ubsan tsan wasm web longrun mutants deps install clean help web-serve
 all: program
 program:
 	@tools/deps.sh build
@@ -76,6 +76,7 @@ longrun mutants:
 	build/test_$@ $(if $(filter longrun,$@),$(MODEL) 30000 4096 k2 k2,100000)
 
 wasm: ; @tools/deps.sh build wasm && tools/wasm.sh build/web -j $(JOBS)
+web: ; @tools/deps.sh build wasm && tools/web.sh build/web -j $(JOBS)
 # The page on 127.0.0.1 with COOP/COEP (PORT=8080); ISOLATION=no leaves them out, =credentialless eases COEP.
 PORT ?= 8080
 web-serve:
@@ -99,6 +100,7 @@ help:
 	@echo "make fuzz      each fuzzer for FUZZ_TIME=$(FUZZ_TIME) seconds (T=name: only this one)"
 	@echo "make asan      the tests under ASan and UBSan;  make tsan: under TSan"
 	@echo "make wasm      build/web: modules for browsers (make test runs them under node)"
+	@echo "make web       web/dist: the package for browsers (web/README.md)"
 	@echo "make web-serve the page on http://127.0.0.1:$(PORT)/ (PORT=, ISOLATION=no|credentialless)"
 	@echo "make longrun   30,000 tokens in one session, forked and saved;  make mutants: damaged sessions"
 	@echo "make deps      installs every Debian package that any of these uses"

@@ -1,0 +1,151 @@
+// index.js - the package's interface, which runs in the page: it starts the worker and passes calls to
+// it. Types and what each call does: index.d.ts.
+import { chunks, optionsOf, whole } from './chat.js';
+import { Client } from './client.js';
+import { aborted, DibitError, fail } from './errors.js';
+export { DibitError };
+
+const MODULES = {
+    simd: new URL('./dibit-simd.wasm', import.meta.url).href,
+    relaxed: new URL('./dibit-relaxed.wasm', import.meta.url).href,
+};
+
+const PATIENCE_S = 30; // a call of the engine that opens a large model may take seconds
+
+function startWorker(o) {
+    if (o.worker) return o.worker;
+    if (o.workerUrl) return new Worker(o.workerUrl, { type: 'module' });
+    // Written so, bundlers find the worker and pack it.
+    return new Worker(new URL('./worker.js', import.meta.url), { type: 'module' });
+}
+
+const absolute = url => new URL(url, globalThis.document?.baseURI ?? globalThis.location?.href).href;
+
+/** The folder that the modules lie in, or each one's url. */
+function moduleUrls(wasmUrl) {
+    if (!wasmUrl) return MODULES;
+    if (typeof wasmUrl === 'object')
+        return Object.fromEntries(Object.entries(wasmUrl).map(([k, v]) => [k, absolute(v)]));
+    const folder = absolute(wasmUrl).replace(/\/?$/, '/');
+    return Object.fromEntries(Object.keys(MODULES).map(k => [k, `${folder}dibit-${k}.wasm`]));
+}
+
+function modelOf(model) {
+    if (model instanceof URL) return model.href;
+    if (typeof model === 'string') return absolute(model);
+    if (model instanceof Blob) return model;
+    return fail('argument', 'model must be a url, a Blob or File, or a ReadableStream');
+}
+
+export async function createEngine(o = {}) {
+    if (o.signal?.aborted) throw aborted(o.signal);
+    const { n_ctx, cache_type_k, cache_type_v, n_threads, memory_budget, backend } = o;
+    const options = { n_ctx, cache_type_k, cache_type_v, n_threads, memory_budget, backend,
+        model: modelOf(o.model), wasmUrls: moduleUrls(o.wasmUrl) };
+    const client = new Client(startWorker(o), PATIENCE_S);
+    try {
+        const opened = await client.call('open', { options }, { event: o.onProgress, signal: o.signal });
+        return new Engine({ client, engines: new Set() }, opened);
+    } catch (e) {
+        client.end(e);
+        throw e;
+    }
+}
+
+class Engine {
+    #shared; #session; #window; #usage;
+    #running = new Set(); // controllers of streams
+    chat = { completions: { create: body => this.#chat(body) } };
+
+    constructor(shared, opened) {
+        this.#shared = shared;
+        this.#session = opened.session;
+        this.#window = opened.contextWindow;
+        this.#usage = opened.contextUsage;
+        this.info = opened.info;
+        this.path = opened.path;
+        this.plan = opened.plan;
+        shared.engines.add(this);
+    }
+
+    get contextWindow() {
+        return this.#window;
+    }
+
+    get contextUsage() {
+        return this.#usage;
+    }
+
+    #call(op, args, how) {
+        return this.#shared.client.call(op, { session: this.#session, ...args }, how);
+    }
+
+    generate(prompt, options = {}) {
+        if (typeof prompt !== 'string') fail('argument', 'the prompt must be a string');
+        return this.#stream({ ...options, prompt });
+    }
+
+    // Tokens come as events of one call; an iteration that ends early ends the call.
+    async *#stream(options, started = () => {}) {
+        const { signal, ...plain } = options, control = new AbortController(), tokens = [];
+        const stop = () => control.abort(signal.reason);
+        if (signal?.aborted) throw aborted(signal);
+        this.#running.add(control);
+        signal?.addEventListener('abort', stop);
+        let wake, ended = false, error;
+        const event = e => {
+            if (e.token) tokens.push(e.token);
+            if (e.started) started(e.started);
+            if ('contextUsage' in e) this.#usage = e.contextUsage;
+            wake?.();
+        };
+        this.#call('generate', { options: plain }, { event, signal: control.signal })
+            .catch(e => { error = e; }).then(() => { ended = true; wake?.(); });
+        try {
+            for (;;) {
+                if (error) throw error;
+                if (tokens.length) yield tokens.shift();
+                else if (ended) return;
+                else await new Promise(resolve => { wake = resolve; });
+            }
+        } finally {
+            signal?.removeEventListener('abort', stop);
+            this.#running.delete(control);
+            control.abort();
+        }
+    }
+
+    async #chat(body) {
+        if (!Array.isArray(body?.messages) || !body.messages.length)
+            fail('argument', 'messages must be a list of { role, content }');
+        let counts;
+        const options = { ...optionsOf(body), messages: body.messages };
+        const tokens = this.#stream(options, usage => { counts = usage; });
+        const model = body.model ?? (this.info.name || this.info.architecture);
+        return body.stream ? chunks(tokens, body, model, () => counts) : whole(tokens, model, () => counts);
+    }
+
+    measureContextUsage(text) {
+        return this.#call('measure', { text: String(text) });
+    }
+
+    memory() {
+        return this.#call('memory');
+    }
+
+    async clone() {
+        const { session } = await this.#call('clone');
+        return new Engine(this.#shared, { session, contextWindow: this.#window, contextUsage: this.#usage,
+            info: this.info, path: this.path, plan: this.plan });
+    }
+
+    /** Frees this engine; with the last of its clones the worker ends too. */
+    destroy() {
+        const { client, engines } = this.#shared;
+        if (!engines.delete(this)) return;
+        const error = new DibitError('aborted', 'the engine was destroyed');
+        if (engines.size === 0) return client.end(error);
+        for (const control of this.#running) control.abort(error);
+        this.#call('free').catch(() => {});
+    }
+}
