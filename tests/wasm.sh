@@ -1,7 +1,7 @@
 #!/bin/sh
 # wasm.sh - builds the WebAssembly modules and runs tests/wasm.mjs: kernels exact, greedy tokens those
 # of the native program for each type of cache. Exit code 77 (skipped) without compiler or node.
-# usage: wasm.sh (in the environment KERN="-n 300 -k mul": arguments of the kernel test; VERBOSE=1)
+# usage: wasm.sh (in the environment NODE=program; KERN="-n 300 -k mul": arguments of the kernel test; VERBOSE=1)
 set -e
 cd "$(dirname "$0")/.."
 [ -z "$DIBIT_SANITIZE" ] || { echo "skipped: WebAssembly has no sanitizers" && exit 77; }
@@ -21,4 +21,4 @@ for cache in f16 q8 q4 k3 k2; do
     "$build/dibit" run -m $model -p "$prompt" -n 64 --temp 0 --json -c 256 -ctk $cache -ctv $cache \
         2>/dev/null | sed "s/^/$cache$tab/" >>"$want"
 done
-node tests/wasm.mjs "$build/web" $model "$want" "$prompt"
+"${NODE:-node}" tests/wasm.mjs "$build/web" $model "$want" "$prompt"

@@ -1,7 +1,7 @@
 /* memory.c - malloc. The heap is one run of blocks from the end of the data to the end of memory;
  * each is led by 16 bytes (its size and that of the block before it) and lies so that what follows
  * them is aligned to 64. Free neighbours are joined at once; of the free blocks the smallest that
- * is large enough is taken. */
+ * is large enough is taken. One lock guards it all. */
 #include "libc.h"
 
 typedef struct Block {
@@ -14,6 +14,7 @@ enum { HEAD = 16, UNIT = 64, PAGE = 65536 };
 extern unsigned char __heap_base;
 static Block *free_blocks, *last; /* last: the one that ends the heap */
 static uintptr_t heap_end;
+static pthread_mutex_t lock;
 
 static Block *after(const Block *b) {
     return b == last ? NULL : (Block *)((uintptr_t)b + b->size);
@@ -85,6 +86,7 @@ static Block *best(size_t size) {
 void *malloc(size_t n) {
     if (n > 0xfff00000u) return NULL;
     size_t size = (n + HEAD + UNIT - 1) & ~(size_t)(UNIT - 1);
+    pthread_mutex_lock(&lock);
     Block *b = best(size);
     if (!b && grow(size) == 0) b = best(size);
     if (b) {
@@ -100,6 +102,7 @@ void *malloc(size_t n) {
             put_in(rest);
         }
     }
+    pthread_mutex_unlock(&lock);
     return b ? (void *)((uintptr_t)b + HEAD) : NULL;
 }
 
@@ -109,5 +112,7 @@ void *aligned_alloc(size_t align, size_t n) {
 
 void free(void *p) {
     if (!p) return;
+    pthread_mutex_lock(&lock);
     give_back((Block *)((uintptr_t)p - HEAD));
+    pthread_mutex_unlock(&lock);
 }
