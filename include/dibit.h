@@ -94,6 +94,14 @@ DIBIT_API int dibit_open(DibitEngine **out, const char *path, const DibitOptions
 DIBIT_API int dibit_open_memory(DibitEngine **out, const void *data, size_t size,
                                 const DibitOptions *opt, DibitError *err);
 
+/* The same from the n shards of a split model, in their order. */
+typedef struct DibitImage {
+    const void *data;
+    size_t size;
+} DibitImage;
+DIBIT_API int dibit_open_images(DibitEngine **out, const DibitImage *images, size_t n,
+                                const DibitOptions *opt, DibitError *err);
+
 /* Frees an engine. All of its sessions must be freed before. NULL is fine; sets *engine to NULL. */
 DIBIT_API void dibit_close(DibitEngine **engine);
 

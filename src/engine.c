@@ -74,8 +74,8 @@ static int open_rest(DibitEngine *e, const DibitOptions *opt, DibitError *err) {
     return 0;
 }
 
-/* Exactly one of path and data is given. */
-static int open_engine(DibitEngine **out, const char *path, const void *data, size_t size,
+/* From the path, or from images where it is NULL. */
+static int open_engine(DibitEngine **out, const char *path, const DibitImage *images, size_t n,
                        const DibitOptions *options, DibitError *err) {
     DibitOptions opt = options ? *options : (DibitOptions){ 0 };
     *out = NULL;
@@ -85,7 +85,7 @@ static int open_engine(DibitEngine **out, const char *path, const void *data, si
     e->logger = opt.logger;
     e->arena.memory = &e->memory;
     int r = path ? gguf_open(&e->file, path, opt.no_mmap != 0, &e->memory, err)
-                 : gguf_open_memory(&e->file, data, size, &e->memory, err);
+                 : gguf_open_images(&e->file, images, n, &e->memory, err);
     if (r == 0) r = open_rest(e, &opt, err);
     if (r != 0)
         dibit_close(&e);
@@ -104,7 +104,12 @@ int dibit_open(DibitEngine **out, const char *path, const DibitOptions *opt, Dib
 
 int dibit_open_memory(DibitEngine **out, const void *data, size_t size, const DibitOptions *opt,
                       DibitError *err) {
-    return open_engine(out, NULL, data, size, opt, err);
+    return open_engine(out, NULL, &(DibitImage){ data, size }, 1, opt, err);
+}
+
+int dibit_open_images(DibitEngine **out, const DibitImage *images, size_t n,
+                      const DibitOptions *opt, DibitError *err) {
+    return open_engine(out, NULL, images, n, opt, err);
 }
 
 void dibit_close(DibitEngine **engine) {

@@ -412,14 +412,37 @@ static int check_split(const Shard *s, const Values *values, uint64_t no, uint64
         return fail(err, DIBIT_E_FORMAT, "%s: split.count is %llu, the first shard says %llu",
                     s->name, (unsigned long long)have_count, (unsigned long long)*count);
     if (have_no != no)
-        return fail(err, DIBIT_E_FORMAT, "%s: split.no is %llu, its name says %llu", s->name,
+        return fail(err, DIBIT_E_FORMAT, "%s: split.no is %llu, %llu was expected", s->name,
                     (unsigned long long)have_no, (unsigned long long)no);
     *count = have_count;
     return 0;
 }
 
-static int shard_map(Gguf *g, Shard *s, const char *path, bool no_mmap, DibitError *err) {
-    int r = file_map(&s->map, path, no_mmap, g->memory, err);
+/* Where a model comes from: images in memory, or files. */
+typedef struct Origin {
+    const DibitImage *images; /* NULL: files */
+    size_t n_images;
+    const char *path; /* of the first file */
+    bool no_mmap;
+} Origin;
+
+static int shard_image(Gguf *g, Shard *s, const DibitImage *image, int i, DibitError *err) {
+    char name[TAIL];
+    int n = snprintf(name, sizeof name, i ? "GGUF image %d" : "GGUF image", i + 1);
+    if (!image->data || (uintptr_t)image->data % 8)
+        return fail(err, DIBIT_E_ARGUMENT, "%s must lie at a multiple of 8 bytes", name);
+    s->p = image->data;
+    s->size = image->size;
+    s->name = arena_string(&g->arena, name, (size_t)n);
+    return s->name ? parse_head(s, err) : fail(err, DIBIT_E_MEMORY, "no memory to open %s", name);
+}
+
+/* Maps shard i, whose file is `path`, or takes its image, and reads its head. */
+static int shard_open(Gguf *g, const Origin *o, const char *path, int i, DibitError *err) {
+    Shard *s = &g->shards[i];
+    g->n_shards = i + 1;
+    if (o->images) return shard_image(g, s, &o->images[i], i, err);
+    int r = file_map(&s->map, path, o->no_mmap, g->memory, err);
     if (r != 0) return r;
     s->p = s->map.data;
     s->size = s->map.size;
@@ -429,8 +452,7 @@ static int shard_map(Gguf *g, Shard *s, const char *path, bool no_mmap, DibitErr
 }
 
 /* Opens shards 2..count beside the first one, which is g->shards[0], and joins their tensors. */
-static int open_shards(Gguf *g, const char *path, size_t stem, uint64_t count, bool no_mmap,
-                       DibitError *err) {
+static int open_shards(Gguf *g, const Origin *o, size_t stem, uint64_t count, DibitError *err) {
     uint64_t total, sum;
     char *name = arena_alloc(&g->arena, stem + TAIL);
     Shard *shards = mem_calloc(g->memory, (size_t)count, sizeof *shards);
@@ -444,12 +466,11 @@ static int open_shards(Gguf *g, const char *path, size_t stem, uint64_t count, b
     int r = find_alignment(&shards[0], &g->values, err);
     if (r != 0) return r;
     sum = shards[0].n_tensors;
-    memcpy(name, path, stem);
+    if (stem) memcpy(name, o->path, stem);
     for (uint64_t i = 1; i < count; i++) {
         Values values = { 0 };
         snprintf(name + stem, TAIL, "-%05d-of-%05d.gguf", (int)i + 1, (int)count);
-        g->n_shards++;
-        r = shard_map(g, &shards[i], name, no_mmap, err);
+        r = shard_open(g, o, name, (int)i, err);
         if (r == 0) r = parse_values(&shards[i], &values, g->memory, err);
         if (r == 0) r = check_split(&shards[i], &values, i, &count, err);
         if (r == 0) r = find_alignment(&shards[i], &values, err);
@@ -485,24 +506,36 @@ static Gguf *gguf_create(const DibitAllocator *memory) {
     return g;
 }
 
-static int open_path(Gguf *g, const char *path, bool no_mmap, DibitError *err) {
+/* Whether what is given can be the `count` shards that the first one speaks of. */
+static int check_count(const Gguf *g, const Origin *o, uint64_t count, size_t *stem,
+                       DibitError *err) {
+    const char *name = g->shards[0].name;
+    int no, n;
+    *stem = 0;
+    if (count > MAX_SHARDS)
+        return fail(err, DIBIT_E_UNSUPPORTED, "%s: more than %d shards", name, MAX_SHARDS);
+    if (o->images && o->n_images != count)
+        return fail(err, DIBIT_E_FORMAT, "%s: one of %d shards, of which %zu are given", name,
+                    (int)count, o->n_images);
+    if (!o->images && (!shard_numbers(o->path, &no, &n, stem) || (uint64_t)n != count || no != 1))
+        return fail(err, DIBIT_E_FORMAT,
+                    "%s: one of %d shards; its name must end in -0000I-of-%05d.gguf", name,
+                    (int)count, (int)count);
+    return 0;
+}
+
+static int open_origin(Gguf *g, const Origin *o, DibitError *err) {
     Shard *s = &g->shards[0];
-    g->n_shards = 1;
-    int r = shard_map(g, s, path, no_mmap, err);
+    int r = shard_open(g, o, o->path, 0, err);
     if (r == 0) r = parse_values(s, &g->values, g->memory, err);
     if (r != 0) return r;
-    uint64_t count = 0, named = 0;
-    int no, n;
+    uint64_t count = 1, named = 0;
     size_t stem;
-    if (!gguf_get_u64(g, "split.count", &count) || count <= 1) return open_single(g, err);
-    if (count > MAX_SHARDS)
-        return fail(err, DIBIT_E_UNSUPPORTED, "%s: more than %d shards", s->name, MAX_SHARDS);
-    if (!shard_numbers(path, &no, &n, &stem) || (uint64_t)n != count || no != 1)
-        return fail(err, DIBIT_E_FORMAT,
-                    "%s: one of %d shards; its name must end in -0000I-of-%05d.gguf", s->name,
-                    (int)count, (int)count);
-    r = check_split(s, &g->values, 0, &named, err);
-    return r != 0 ? r : open_shards(g, path, stem, count, no_mmap, err);
+    gguf_get_u64(g, "split.count", &count);
+    if (count <= 1 && o->n_images <= 1) return open_single(g, err);
+    r = check_count(g, o, count, &stem, err);
+    if (r == 0) r = check_split(s, &g->values, 0, &named, err);
+    return r != 0 ? r : open_shards(g, o, stem, count, err);
 }
 
 /* *first: the path of the first shard, to be freed, where `path` names another one; else NULL. */
@@ -519,48 +552,39 @@ static int first_shard(char **first, const char *path, const DibitAllocator *mem
     return 0;
 }
 
+static int open_gguf(Gguf **out, const Origin *o, const DibitAllocator *memory, DibitError *err) {
+    *out = NULL;
+    Gguf *g = gguf_create(memory);
+    if (!g) return fail(err, DIBIT_E_MEMORY, "no memory to open the model");
+    int r = open_origin(g, o, err);
+    if (r != 0)
+        gguf_close(&g);
+    else
+        *out = g;
+    return r;
+}
+
 int gguf_open(Gguf **out, const char *path, bool no_mmap, const DibitAllocator *memory,
               DibitError *err) {
     char *first;
     *out = NULL;
-    Gguf *g = gguf_create(memory);
-    if (!g) return fail(err, DIBIT_E_MEMORY, "%s: no memory to open it", path);
     int r = first_shard(&first, path, memory, err);
-    if (r == 0) r = open_path(g, first ? first : path, no_mmap, err);
+    if (r != 0) return r;
+    r = open_gguf(out, &(Origin){ .path = first ? first : path, .no_mmap = no_mmap }, memory, err);
     mem_free(memory, first);
-    if (r != 0) {
-        gguf_close(&g);
-        return r;
-    }
-    *out = g;
-    return 0;
+    return r;
 }
 
 int gguf_open_memory(Gguf **out, const void *data, size_t size, const DibitAllocator *memory,
                      DibitError *err) {
+    return gguf_open_images(out, &(DibitImage){ data, size }, 1, memory, err);
+}
+
+int gguf_open_images(Gguf **out, const DibitImage *images, size_t n, const DibitAllocator *memory,
+                     DibitError *err) {
     *out = NULL;
-    if (!data || (uintptr_t)data % 8)
-        return fail(err, DIBIT_E_ARGUMENT, "the GGUF image must lie at a multiple of 8 bytes");
-    Gguf *g = gguf_create(memory);
-    if (!g) return fail(err, DIBIT_E_MEMORY, "no memory to open the GGUF image");
-    g->n_shards = 1;
-    Shard *s = &g->shards[0];
-    s->p = data;
-    s->size = size;
-    s->name = "GGUF image";
-    int r = parse_head(s, err);
-    if (r == 0) r = parse_values(s, &g->values, memory, err);
-    uint64_t count;
-    if (r == 0 && gguf_get_u64(g, "split.count", &count) && count > 1)
-        r = fail(err, DIBIT_E_UNSUPPORTED, "the GGUF image is one of %llu shards; join them first",
-                 (unsigned long long)count);
-    if (r == 0) r = open_single(g, err);
-    if (r != 0) {
-        gguf_close(&g);
-        return r;
-    }
-    *out = g;
-    return 0;
+    if (n == 0) return fail(err, DIBIT_E_ARGUMENT, "no GGUF image is given");
+    return open_gguf(out, &(Origin){ .images = images, .n_images = n }, memory, err);
 }
 
 void gguf_close(Gguf **gp) {

@@ -50,7 +50,10 @@ typedef struct Gguf Gguf;
  * joined. */
 int gguf_open(Gguf **out, const char *path, bool no_mmap, const DibitAllocator *memory,
               DibitError *err);
+/* From an image in memory; from those of all shards in their order. */
 int gguf_open_memory(Gguf **out, const void *data, size_t size, const DibitAllocator *memory,
+                     DibitError *err);
+int gguf_open_images(Gguf **out, const DibitImage *images, size_t n, const DibitAllocator *memory,
                      DibitError *err);
 void gguf_close(Gguf **g);
 

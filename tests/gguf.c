@@ -741,6 +741,40 @@ static void shards_are_joined(void **state) {
     }
 }
 
+static void bad_images(const DibitImage *images, size_t n, int code, const char *says) {
+    Gguf *g;
+    DibitError err = { 0 };
+    assert_int_equal(gguf_open_images(&g, images, n, NULL, &err), code);
+    assert_null(g);
+    if (!strstr(err.text, says)) fail_msg("\"%s\" does not say \"%s\"", err.text, says);
+}
+
+static void shards_are_joined_in_memory(void **state) {
+    (void)state;
+    FileMap maps[3];
+    DibitImage images[3], swapped[3];
+    Gguf *g;
+    DibitError err = { 0 };
+    for (int i = 0; i < 3; i++) {
+        write_shard(i + 1, 3, (uint32_t)i, 3, 4);
+        assert_int_equal(file_map(&maps[i], shard(i + 1, 3), true, NULL, &err), 0);
+        images[i] = swapped[2 - i] = (DibitImage){ maps[i].data, maps[i].size };
+    }
+    if (gguf_open_images(&g, images, 3, NULL, &err) != 0) fail_msg("%s", err.text);
+    check_everything(g);
+    check_tensors(g, 0);
+    assert_int_equal(gguf_file_bytes(g), images[0].size + images[1].size + images[2].size);
+    gguf_close(&g);
+    bad_images(images, 0, DIBIT_E_ARGUMENT, "no GGUF image");
+    bad_images(images, 1, DIBIT_E_FORMAT, "one of 3 shards, of which 1 are given");
+    bad_images(images, 2, DIBIT_E_FORMAT, "one of 3 shards, of which 2 are given");
+    bad_images(images + 1, 2, DIBIT_E_FORMAT, "one of 3 shards");
+    bad_images(swapped, 3, DIBIT_E_FORMAT, "split.no is 2, 0 was expected");
+    images[2].size = 40;
+    bad_images(images, 3, DIBIT_E_FORMAT, "GGUF image 3: the file ends inside its header");
+    for (int i = 0; i < 3; i++) file_unmap(&maps[i]);
+}
+
 static void bad_shard(const char *path, int code, const char *says) {
     Gguf *g;
     DibitError err = { 0 };
@@ -754,7 +788,7 @@ static void shards_are_checked(void **state) {
     unlink(shard(2, 3));
     bad_shard(shard(1, 3), DIBIT_E_IO, "m-00002-of-00003.gguf");
     write_shard(2, 3, 2, 3, 4);
-    bad_shard(shard(3, 3), DIBIT_E_FORMAT, "split.no is 2, its name says 1");
+    bad_shard(shard(3, 3), DIBIT_E_FORMAT, "split.no is 2, 1 was expected");
     write_shard(2, 3, 1, 4, 4);
     bad_shard(shard(1, 3), DIBIT_E_FORMAT, "split.count is 4");
     write_shard(2, 3, 1, 3, 4);
@@ -806,6 +840,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(unreadable_files_are_named, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(failed_writes_leave_nothing, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(shards_are_joined, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(shards_are_joined_in_memory, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(shards_are_checked, make_folder, remove_folder),
         cmocka_unit_test(known_vocabularies_open),
     };
