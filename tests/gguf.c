@@ -771,7 +771,7 @@ static void shards_are_joined_in_memory(void **state) {
     bad_images(images + 1, 2, DIBIT_E_FORMAT, "one of 3 shards");
     bad_images(swapped, 3, DIBIT_E_FORMAT, "split.no is 2, 0 was expected");
     images[2].size = 40;
-    bad_images(images, 3, DIBIT_E_FORMAT, "GGUF image 3: the file ends inside its header");
+    bad_images(images, 3, DIBIT_E_FORMAT, "GGUF image 3: 3 keys and 1 tensors cannot be");
     for (int i = 0; i < 3; i++) file_unmap(&maps[i]);
 }
 
