@@ -159,7 +159,11 @@ function parseRange(request, size, etag) {
 
 async function pump(response, stream, faults, entry) {
     const cut = faults.cut === undefined ? Infinity : +faults.cut, rate = +faults.slow || 0;
-    response.on('close', () => stream.destroy());
+    let wake = () => {};
+    response.on('close', () => {
+        stream.destroy();
+        wake();
+    });
     try {
         for await (let chunk of stream) {
             if (entry.sent + chunk.length > cut) chunk = chunk.subarray(0, cut - entry.sent);
@@ -172,7 +176,10 @@ async function pump(response, stream, faults, entry) {
             }
             if (rate) await new Promise(resolve => setTimeout(resolve, 1000 * chunk.length / rate));
             if (!room && !response.destroyed)
-                await new Promise(resolve => { response.once('drain', resolve).once('close', resolve); });
+                await new Promise(resolve => {
+                    wake = resolve;
+                    response.once('drain', resolve);
+                });
         }
         response.end();
     } catch {
