@@ -35,8 +35,10 @@ typedef struct Values {
 
 typedef struct Shard {
     FileMap map;      /* data NULL: the image belongs to the caller */
-    const uint8_t *p; /* the file's bytes */
-    size_t size, pos; /* pos: of the next byte to parse */
+    const uint8_t *p; /* the file's bytes, or the first of them */
+    size_t size, pos; /* size: of the file; pos: of the next byte to parse */
+    size_t present;   /* bytes that are there; less than size: tensors have no data */
+    size_t need;      /* where present bytes were too few: so many, at least */
     const char *name; /* for errors */
     uint64_t n_values, n_tensors;
     size_t align;
@@ -56,12 +58,17 @@ struct Gguf {
 /* ---- reading bytes ---- */
 
 static int truncated(const Shard *s, DibitError *err) {
+    if (s->need) return fail(err, DIBIT_E_FORMAT, "%s: more of its header is needed", s->name);
     return fail(err, DIBIT_E_FORMAT, "%s: the file ends inside its header: it is truncated",
                 s->name);
 }
 
 static bool take(Shard *s, size_t n, const uint8_t **out) {
     if (n > s->size - s->pos) return false;
+    if (n > s->present - s->pos) {
+        s->need = s->pos + n;
+        return false;
+    }
     *out = s->p + s->pos;
     s->pos += n;
     return true;
@@ -345,6 +352,7 @@ static int parse_tensor(Gguf *g, Shard *s, size_t *next, DibitError *err) {
 static int parse_tensors(Gguf *g, Shard *s, DibitError *err) {
     int first = g->n_tensors;
     size_t padded = 0, start, end;
+    bool here = s->present == s->size;
     for (uint64_t i = 0; i < s->n_tensors; i++) {
         int r = parse_tensor(g, s, &padded, err);
         if (r != 0) return r;
@@ -359,7 +367,7 @@ static int parse_tensors(Gguf *g, Shard *s, DibitError *err) {
             return fail(err, DIBIT_E_FORMAT,
                         "%s: %s: its data ends at byte %zu of %zu: the file is truncated", s->name,
                         t->name, last, s->size);
-        t->data = s->p + at;
+        t->data = here ? s->p + at : NULL;
         at = last - start;
         if (!size_align(at, s->align, &at)) return truncated(s, err);
     }
@@ -422,17 +430,21 @@ static int check_split(const Shard *s, const Values *values, uint64_t no, uint64
 typedef struct Origin {
     const DibitImage *images; /* NULL: files */
     size_t n_images;
-    const char *path; /* of the first file */
+    const size_t *present; /* bytes that are there of each; NULL: all */
+    size_t *need;          /* and gets what is missing */
+    const char *path;      /* of the first file */
     bool no_mmap;
 } Origin;
 
-static int shard_image(Gguf *g, Shard *s, const DibitImage *image, int i, DibitError *err) {
+static int shard_image(Gguf *g, Shard *s, const Origin *o, int i, DibitError *err) {
+    const DibitImage *image = &o->images[i];
     char name[TAIL];
     int n = snprintf(name, sizeof name, i ? "GGUF image %d" : "GGUF image", i + 1);
     if (!image->data || (uintptr_t)image->data % 8)
         return fail(err, DIBIT_E_ARGUMENT, "%s must lie at a multiple of 8 bytes", name);
     s->p = image->data;
     s->size = image->size;
+    s->present = o->present ? o->present[i] : image->size;
     s->name = arena_string(&g->arena, name, (size_t)n);
     return s->name ? parse_head(s, err) : fail(err, DIBIT_E_MEMORY, "no memory to open %s", name);
 }
@@ -441,11 +453,11 @@ static int shard_image(Gguf *g, Shard *s, const DibitImage *image, int i, DibitE
 static int shard_open(Gguf *g, const Origin *o, const char *path, int i, DibitError *err) {
     Shard *s = &g->shards[i];
     g->n_shards = i + 1;
-    if (o->images) return shard_image(g, s, &o->images[i], i, err);
+    if (o->images) return shard_image(g, s, o, i, err);
     int r = file_map(&s->map, path, o->no_mmap, g->memory, err);
     if (r != 0) return r;
     s->p = s->map.data;
-    s->size = s->map.size;
+    s->size = s->present = s->map.size;
     s->name = arena_string(&g->arena, last_part(path), strlen(last_part(path)));
     if (!s->name) return fail(err, DIBIT_E_MEMORY, "%s: no memory to open it", path);
     return parse_head(s, err);
@@ -557,6 +569,7 @@ static int open_gguf(Gguf **out, const Origin *o, const DibitAllocator *memory, 
     Gguf *g = gguf_create(memory);
     if (!g) return fail(err, DIBIT_E_MEMORY, "no memory to open the model");
     int r = open_origin(g, o, err);
+    for (int i = 0; o->need && i < g->n_shards; i++) o->need[i] = g->shards[i].need;
     if (r != 0)
         gguf_close(&g);
     else
@@ -585,6 +598,27 @@ int gguf_open_images(Gguf **out, const DibitImage *images, size_t n, const Dibit
     *out = NULL;
     if (n == 0) return fail(err, DIBIT_E_ARGUMENT, "no GGUF image is given");
     return open_gguf(out, &(Origin){ .images = images, .n_images = n }, memory, err);
+}
+
+int gguf_peek(Gguf **out, const DibitImage *images, const size_t *present, size_t n, size_t *need,
+              const DibitAllocator *memory, DibitError *err) {
+    Origin o = { .images = images, .n_images = n, .present = present, .need = need };
+    *out = NULL;
+    for (size_t i = 0; i < n; i++) {
+        need[i] = 0;
+        if (present[i] > images[i].size)
+            return fail(err, DIBIT_E_ARGUMENT, "%zu bytes of a file of %zu", present[i],
+                        images[i].size);
+    }
+    if (n == 0) return fail(err, DIBIT_E_ARGUMENT, "no GGUF image is given");
+    int r = open_gguf(out, &o, memory, err);
+    for (size_t i = 0; r != 0 && i < n; i++) {
+        if (need[i] == 0) continue;
+        size_t size = images[i].size, twice = present[i] > size / 2 ? size : 2 * present[i];
+        need[i] = MAX(need[i], twice); /* so that few steps reach the end */
+        return 1;
+    }
+    return r;
 }
 
 void gguf_close(Gguf **gp) {
@@ -621,6 +655,12 @@ size_t gguf_file_bytes(const Gguf *g) {
     size_t n = 0;
     for (int i = 0; i < g->n_shards; i++) n += g->shards[i].size;
     return n;
+}
+
+size_t gguf_data_start(const Gguf *g) {
+    size_t start = 0;
+    size_align(g->shards[0].pos, g->shards[0].align, &start);
+    return start;
 }
 
 int gguf_n_values(const Gguf *g) {

@@ -55,12 +55,18 @@ int gguf_open_memory(Gguf **out, const void *data, size_t size, const DibitAlloc
                      DibitError *err);
 int gguf_open_images(Gguf **out, const DibitImage *images, size_t n, const DibitAllocator *memory,
                      DibitError *err);
+/* Opens what the first bytes of images say, present[i] of images[i].size: all but the tensors'
+ * data, which is NULL for an image that is not all there. Returns 1 and *out NULL where a header is
+ * longer: the need[i] that is not 0 is worth trying. */
+int gguf_peek(Gguf **out, const DibitImage *images, const size_t *present, size_t n, size_t *need,
+              const DibitAllocator *memory, DibitError *err);
 void gguf_close(Gguf **g);
 
 int gguf_n_tensors(const Gguf *g);
 const GgufTensor *gguf_tensor(const Gguf *g, int i);
 const GgufTensor *gguf_find(const Gguf *g, const char *name); /* NULL if there is none; hashed */
 size_t gguf_file_bytes(const Gguf *g);                        /* of all shards */
+size_t gguf_data_start(const Gguf *g); /* where tensors begin in the first shard */
 
 int gguf_n_values(const Gguf *g);
 const GgufValue *gguf_value(const Gguf *g, int i);

@@ -177,7 +177,7 @@ static int bind_vector(Model *m, const Gguf *file, const float **out, const char
                        DibitError *err) {
     const GgufTensor *t = NULL;
     int r = find_tensor(file, &t, name, 1, (uint64_t)n, err);
-    if (r != 0) return r;
+    if (r != 0 || m->peeks) return r;
     float *v = arena_alloc(&m->arena, (size_t)n * sizeof *v);
     if (!v) return fail(err, DIBIT_E_MEMORY, "%s: no memory", name);
     type_info(t->type)->decode(v, t->data, 1, (size_t)n, 0);
@@ -323,15 +323,16 @@ static int bind_kv_basis(Model *m, const Gguf *file, KvBasis *b, int l, int side
     if (r == 0 && t->type != T_F16) r = fail(err, DIBIT_E_FORMAT, "%s: not of type f16", name[0]);
     if (r == 0) r = bind_vector(m, file, &b->mean, name[1], n, err);
     if (r == 0) r = bind_vector(m, file, &b->weight, name[2], 4 * h->n_kv_heads, err);
+    size_t inverse = (size_t)n * (size_t)h->head_dim * sizeof(float);
+    m->packed_bytes += inverse;
+    if (m->peeks) return r;
     if (r == 0) r = check_range(b->mean, n, -1e6f, 1e6f, name[1], err);
     if (r == 0) r = check_range(b->weight, 4 * h->n_kv_heads, 0, 16, name[2], err);
     if (r != 0) return r;
-    size_t inverse = (size_t)n * (size_t)h->head_dim * sizeof(float);
     b->basis = t->data;
     b->bias = arena_alloc(&m->arena, (size_t)n * sizeof(float));
     b->inverse = arena_alloc(&m->arena, inverse);
     if (!b->bias || !b->inverse) return fail(err, DIBIT_E_MEMORY, "%s: no memory", name[0]);
-    m->packed_bytes += inverse;
     for (int head = 0; head < h->n_kv_heads && r == 0; head++)
         r = invert_head(m, b, side, head, name[0], err);
     return r;
@@ -348,6 +349,7 @@ int model_bind_kv(Model *m, const Gguf *file, DibitError *err) {
             KvBasis b = { 0 };
             int r = bind_kv_basis(m, file, &b, l, side, err);
             if (r != 0) return r;
+            if (m->peeks) continue;
             memcpy(m->kv_weights[(size_t)(2 * l + side) * n_heads], b.weight,
                    n_heads * sizeof(float[4]));
             HeadMap in = { b.basis, b.bias, true };
@@ -394,7 +396,7 @@ static int bind_rope_factors(Model *m, DibitError *err) {
     int n = m->hp.n_rot / 2, r;
     if (!gguf_find(m->file, "rope_freqs.weight")) return 0;
     if ((r = bind_vector(m, m->file, &m->rope_factors, "rope_freqs.weight", n, err)) != 0) return r;
-    for (int i = 0; i < n; i++)
+    for (int i = 0; i < n && !m->peeks; i++)
         if (!(m->rope_factors[i] > 0 && m->rope_factors[i] <= 1e9f))
             return fail(err, DIBIT_E_FORMAT, "rope_freqs.weight: value %d is %g", i,
                         (double)m->rope_factors[i]);
@@ -449,13 +451,40 @@ static int pack_all(Model *m, const Kern *kern, Pool *pool, DibitError *err) {
     return r;
 }
 
-int model_open(Model *m, const Gguf *file, const Kern *kern, Pool *pool, bool no_repack,
-               const DibitAllocator *memory, DibitError *err) {
-    *m = (Model){ .file = file, .memory = memory, .arena = { .memory = memory } };
+/* What pack_all() would allocate. */
+static int count_packed(Model *m, const Kern *kern, DibitError *err) {
+    size_t n = 0;
+    bool ok =
+        weight_pack_size(&m->output, kern, &n) && size_add(m->packed_bytes, n, &m->packed_bytes);
+    for (int l = 0; l < m->hp.n_layers; l++) {
+        const Weight *w;
+        for (int i = 0; ok && (w = layer_weight(&m->layers[l], i)); i++)
+            ok = weight_pack_size(w, kern, &n) && size_add(m->packed_bytes, n, &m->packed_bytes);
+    }
+    return ok ? 0 : fail(err, DIBIT_E_MEMORY, "the model is too large for this machine");
+}
+
+/* All but packing. */
+static int read_model(Model *m, const Gguf *file, bool peeks, const DibitAllocator *memory,
+                      DibitError *err) {
+    *m = (Model){ .file = file, .peeks = peeks, .memory = memory, .arena = { .memory = memory } };
     int r = read_arch(m, err);
     if (r == 0) r = read_hparams(m, err);
-    if (r == 0) r = bind_all(m, err);
+    return r ? r : bind_all(m, err);
+}
+
+int model_open(Model *m, const Gguf *file, const Kern *kern, Pool *pool, bool no_repack,
+               const DibitAllocator *memory, DibitError *err) {
+    int r = read_model(m, file, false, memory, err);
     if (r == 0 && !no_repack) r = pack_all(m, kern, pool, err);
+    if (r != 0) model_close(m);
+    return r;
+}
+
+int model_peek(Model *m, const Gguf *file, const Kern *kern, bool no_repack,
+               const DibitAllocator *memory, DibitError *err) {
+    int r = read_model(m, file, true, memory, err);
+    if (r == 0 && !no_repack) r = count_packed(m, kern, err);
     if (r != 0) model_close(m);
     return r;
 }

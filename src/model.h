@@ -37,6 +37,7 @@ typedef struct Layer {
 
 typedef struct Model {
     const Gguf *file;
+    bool peeks; /* the tensors' data is not looked at */
     const Arch *arch;
     Hparams hp;
     Weight embed, output; /* (n_vocab, n_embd); output may share embed's data */
@@ -54,6 +55,10 @@ typedef struct Model {
 /* Reads hyper-parameters, checks every tensor's presence, type and shape, packs q4 and q8 unless
  * no_repack. `file` must outlive the model. */
 int model_open(Model *m, const Gguf *file, const Kern *kern, Pool *pool, bool no_repack,
+               const DibitAllocator *memory, DibitError *err);
+/* The same from a header alone (gguf_peek): checks what can be checked without the tensors' data
+ * and counts what model_open would take. Nothing can be computed with such a model. */
+int model_peek(Model *m, const Gguf *file, const Kern *kern, bool no_repack,
                const DibitAllocator *memory, DibitError *err);
 /* Takes the calibrated bases of the KV cache from a file (docs/FORMAT.md, "Calibrated bases"), one
  * for both sides of every layer; `file` must outlive the model. model_open does so where the

@@ -61,7 +61,9 @@ bool ops_size(int n_threads, int max_tokens, size_t max_cols, int head_dim, int 
 void ops_free(Ops *o);
 size_t ops_bytes(const Ops *o);
 
-/* Makes the interleaved copy of a q4 or q8 matrix (nothing for other types). */
+/* Bytes of the interleaved copy of a q4 or q8 matrix, 0 for other types. False when that wraps. */
+bool weight_pack_size(const Weight *w, const Kern *kern, size_t *n_bytes);
+/* Makes it. */
 int weight_pack(Weight *w, const Kern *kern, Pool *pool, const DibitAllocator *memory,
                 DibitError *err);
 

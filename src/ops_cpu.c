@@ -153,13 +153,21 @@ static void pack_item(void *arg, int item, int thread) {
                   (int)MIN((size_t)BLOCK, j->w->rows - r), (int)(j->w->cols / 32));
 }
 
+bool weight_pack_size(const Weight *w, const Kern *kern, size_t *n_bytes) {
+    *n_bytes = 0;
+    if (w->type->id != T_Q4_0 && w->type->id != T_Q8_0) return true;
+    size_t blocks = (w->rows + BLOCK - 1) / BLOCK;
+    return size_mul(w->cols / 32, route(kern, w->type->id).group_bytes, n_bytes) &&
+           size_mul(blocks, *n_bytes, n_bytes);
+}
+
 int weight_pack(Weight *w, const Kern *kern, Pool *pool, const DibitAllocator *memory,
                 DibitError *err) {
     if (w->type->id != T_Q4_0 && w->type->id != T_Q8_0) return 0;
     PackJob j = { .w = w, .route = route(kern, w->type->id) };
     size_t blocks = (w->rows + BLOCK - 1) / BLOCK, n_bytes;
-    if (!size_mul(w->cols / 32, j.route.group_bytes, &j.block_bytes) ||
-        !size_mul(blocks, j.block_bytes, &n_bytes) || !(w->packed = mem_alloc(memory, n_bytes)))
+    j.block_bytes = w->cols / 32 * j.route.group_bytes;
+    if (!weight_pack_size(w, kern, &n_bytes) || !(w->packed = mem_alloc(memory, n_bytes)))
         return fail(err, DIBIT_E_MEMORY,
                     "no memory for the interleaved copy of a %zu x %zu matrix; no_repack avoids it",
                     w->rows, w->cols);

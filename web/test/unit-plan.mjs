@@ -1,0 +1,66 @@
+// unit-plan.mjs - the policy's exports of a module: what a model takes, from pieces of its header.
+// usage: node --test unit-plan.mjs (DIBIT_WASM: folder of the modules; DIBIT_MODEL: a GGUF file)
+import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
+import { test } from 'node:test';
+import { open, start } from '../../tests/wasm-host.mjs';
+
+const folder = process.env.DIBIT_WASM ?? 'build/web', model = process.env.DIBIT_MODEL ?? 'models/dibit-34m.gguf';
+const file = readFileSync(model);
+const m = await start(`${folder}/dibit-simd.wasm`);
+const err = m.make('DibitError'), out = m.x.malloc(1 << 16);
+
+/** Lines "key\tvalue..." as an object; texts go in as UTF-8 and are freed. */
+function call(name, ...args) {
+    const owned = [], flat = [];
+    for (const a of args) {
+        if (typeof a === 'number') flat.push(a);
+        else {
+            const bytes = typeof a === 'string' ? new TextEncoder().encode(a) : a;
+            const p = m.put(new Uint8Array([...bytes, 0, 0, 0, 0, 0, 0, 0, 0]));
+            owned.push(p);
+            flat.push(p, bytes.length);
+        }
+    }
+    const n = Number(m.x[name](...flat, out, 1 << 16, err));
+    for (const p of owned) m.x.free(p);
+    if (n < 0) throw Object.assign(new Error(m.text(err + m.at['DibitError.text'])), { code: n });
+    return m.text(out, n).split('\n').filter(Boolean).map(l => l.split('\t'));
+}
+const object = lines => Object.fromEntries(lines.map(([k, v]) => [k, v]));
+const peek = (n, request = '', total = file.length) =>
+    object(call('dibit_peek', file.subarray(0, n), total, request));
+
+test('peek asks for more until the header is there', () => {
+    let n = 4096, steps = 0, got;
+    while ((got = peek(n)).need) {
+        assert.deepEqual(Object.keys(got), ['need']);
+        assert.ok(Number(got.need) > n && Number(got.need) <= file.length);
+        n = Number(got.need);
+        assert.ok(++steps < 20);
+    }
+    assert.equal(got.architecture, 'llama');
+    assert.ok(Number(got.header) <= n && Number(got.tensors) + Number(got.header) <= file.length);
+});
+
+test('peek counts what an engine and its session take', async () => {
+    const request = { n_ctx: 512, n_threads: 1, cache_type_k: 'k3', cache_type_v: 'q8' };
+    const text = Object.entries(request).map(([k, v]) => `${k}=${v}`).join('\n');
+    const got = peek(1 << 20, text);
+    const e = open(m, m.put(file), file.length, { n_threads: 1 });
+    const s = e.session({ n_ctx: 512, cache_k: 'k3', cache_v: 'q8' }), memory = e.memory(s);
+    assert.equal(Number(got.weights), memory.weights);
+    assert.equal(Number(got.kv), memory.kv);
+    assert.ok(Number(got.scratch) >= memory.scratch);
+    assert.equal(Number(got.total), Number(got.weights) + Number(got.kv) + Number(got.scratch));
+    s.free();
+    e.close();
+});
+
+test('peek refuses what is wrong', () => {
+    assert.throws(() => peek(1000, 'n_ctx=0'), /n_ctx/);
+    assert.throws(() => peek(1000, '', -1), /size/);
+    assert.throws(() => peek(1000, '', NaN), /size/);
+    assert.throws(() => call('dibit_peek', new Uint8Array(100), 1000, ''), /not a GGUF file/);
+    assert.throws(() => peek(1000, '', 2 ** 40), /too large/);
+});
