@@ -12,8 +12,12 @@ export class Client {
     #timer = 0;
     #watch = new AbortController();
 
-    /** @param {Worker} worker @param {number} patience seconds that the worker may be silent */
-    constructor(worker, patience) {
+    /**
+     * @param {Worker} worker @param {number} patience seconds that the worker may be silent
+     * @param {Function} [answer] what the worker asks of the page goes here
+     */
+    constructor(worker, patience, answer) {
+        this.answer = answer;
         this.worker = worker;
         this.patience = patience;
         worker.onmessage = ({ data }) => this.#answer(data);
@@ -27,12 +31,23 @@ export class Client {
     #answer(m) {
         this.#silent = 0;
         if (m.lock) this.#watchLock(m.lock);
+        if (m.ask) this.#reply(m.ask, m.args);
         const call = this.#calls.get(m.id);
         if (!call) return;
         if ('event' in m) return call.event?.(m.event);
         this.#settle(m.id);
         if (m.error) call.reject(unpack(m.error));
         else call.resolve(m.result);
+    }
+
+    async #reply(id, args) {
+        const said = {};
+        try {
+            said.result = await this.answer(...args);
+        } catch (e) {
+            said.error = { name: e?.name, message: String(e?.message ?? e) };
+        }
+        if (!this.#dead) this.worker.postMessage({ op: 'answer', id, ...said });
     }
 
     #settle(id) {

@@ -1,35 +1,74 @@
 // engine.js - runs in the worker: the opened model and its sessions.
-import { fail } from './errors.js';
-import { loadImage, openSource } from './load.js';
+import { aborted, fail } from './errors.js';
+import { loadModel } from './load.js';
 import { Session } from './session.js';
-import { instantiate } from './wasm.js';
+import { chooseModule, countThreads, instantiate } from './wasm.js';
 
 export class Engine {
     sessions = new Map(); // number -> Session
     #next = 1;
 
-    /** @param {object} o what createEngine() was given, its urls made absolute */
-    static async open(o, onProgress, signal) {
+    /**
+     * @param {object} o what createEngine() was given, its urls made absolute
+     * @param {(progress: object) => void} onProgress @param {(warning: object) => void} warn
+     */
+    static async open(o, onProgress, warn, signal) {
         const engine = new Engine();
         onProgress({ loaded: 0, total: 0, stage: 'module' });
-        engine.wasm = await instantiate(await compile(o.wasmUrls.simd));
-        engine.path = { backend: 'wasm', module: 'dibit-simd', threads: 1 };
-        engine.image = await loadImage(engine.wasm, await openSource(o.model, signal), onProgress, signal);
-        onProgress({ loaded: engine.image.size, total: engine.image.size, stage: 'open' });
-        engine.#openModel();
-        return { engine, number: engine.#add(Session.create(engine.wasm, engine.ptr, o)) };
+        const wasm = engine.#start(o);
+        wasm.catch(() => {}); // reported where it is awaited
+        try {
+            engine.image = await loadModel({ model: o.model, store: o.store, wasm, signal, onProgress, warn,
+                plan: (head, size, rest) => engine.#plan(o, head, size, rest) });
+            const { size } = engine.image;
+            onProgress({ loaded: size, total: size, stage: 'open' });
+            await engine.#openModel();
+            if (signal.aborted) throw aborted(signal);
+            return { engine, number: engine.#add(Session.create(engine.wasm, engine.ptr, o)) };
+        } catch (e) {
+            engine.end();
+            throw e;
+        }
     }
 
-    #openModel() {
-        const w = this.wasm, { ptr, size } = this.image;
+    async #start(o) {
+        const { module, threads } = chooseModule(o);
+        this.path = { backend: 'wasm', module: `dibit-${module}`, threads };
+        this.budget = o.memory_budget ?? Infinity;
+        this.wasm = await instantiate(await compile(o.wasmUrls[module]), { threads, budget: this.budget });
+        return this.wasm;
+    }
+
+    /** What the model takes, checked against the budget before its bytes come. */
+    #plan(o, head, size, rest) {
+        if (head.length >= 4 && String.fromCharCode(...head.subarray(0, 4)) !== 'GGUF')
+            fail('format', 'this is not a GGUF file');
+        if (size === undefined) fail('download', 'the server does not say how long the file is');
+        const need = size + rest;
+        if (need > this.budget)
+            fail('out_of_memory', `the model needs ${need} bytes, the budget is ${this.budget}`,
+                { needed: need, available: this.budget });
+        return {};
+    }
+
+    async #openModel() {
+        const w = this.wasm;
+        if (w.threads.length) this.path.threads = await countThreads(w);
         w.scoped(put => {
-            const options = put(new Uint8Array(w.at.DibitOptions));
+            const { images } = this.image, size = w.at.DibitImage;
+            const list = put(new Uint8Array(size * images.length)), options = put(new Uint8Array(w.at.DibitOptions));
+            images.forEach((image, i) => w.set('DibitImage', list + i * size, { data: image.ptr, size: image.size }));
             w.set('DibitOptions', options, { n_threads: this.path.threads });
-            w.ok(w.x.dibit_open_memory(w.out, ptr, size, options, w.err));
+            w.ok(w.x.dibit_open_images(w.out, list, images.length, options, w.err));
         });
         this.ptr = w.u32(w.out);
         this.info = this.#readInfo();
         this.path.isa = this.info.isa;
+    }
+
+    /** Ends the threads; memory goes with the worker. */
+    end() {
+        for (const { worker } of this.wasm?.threads ?? []) worker.terminate();
     }
 
     #readInfo() {

@@ -5,8 +5,10 @@ import { Client } from './client.js';
 import { aborted, DibitError, fail } from './errors.js';
 export { DibitError };
 
-const MODULES = {
+const MODULES = { // one thread and more, without relaxed SIMD and with it
     simd: new URL('./dibit-simd.wasm', import.meta.url).href,
+    threads: new URL('./dibit-threads.wasm', import.meta.url).href,
+    relaxed1: new URL('./dibit-relaxed1.wasm', import.meta.url).href,
     relaxed: new URL('./dibit-relaxed.wasm', import.meta.url).href,
 };
 
@@ -30,22 +32,55 @@ function moduleUrls(wasmUrl) {
     return Object.fromEntries(Object.keys(MODULES).map(k => [k, `${folder}dibit-${k}.wasm`]));
 }
 
+const isStream = m => typeof ReadableStream === 'function' && m instanceof ReadableStream;
+
+/** The model as it can be sent: urls are absolute, a stream is pumped by this side. */
 function modelOf(model) {
+    if (Array.isArray(model) && model.length) return model.map(modelOf);
     if (model instanceof URL) return model.href;
     if (typeof model === 'string') return absolute(model);
     if (model instanceof Blob) return model;
-    return fail('argument', 'model must be a url, a Blob or File, or a ReadableStream');
+    if (isStream(model)) return { stream: true };
+    return fail('argument', 'model must be a url, a Blob or File, a ReadableStream, or a list of shards');
 }
+
+// Each chunk is taken before the next is read. The last call says how it ended.
+async function pump(client, stream) {
+    const reader = stream.getReader();
+    try {
+        for (;;) {
+            const { done, value } = await reader.read();
+            await client.call('chunk', { done, data: value });
+            if (done) return;
+        }
+    } catch (e) {
+        await client.call('chunk', { done: true, error: String(e?.message ?? e) }).catch(() => {});
+        await reader.cancel(e).catch(() => {});
+    }
+}
+
+/** What the worker asks of a store that is an object of the page. */
+const asker = store => (op, key, bytes) => {
+    if (!['get', 'set', 'delete'].includes(op)) fail('internal', `a store has no ${op}`);
+    return store[op](key, bytes);
+};
 
 export async function createEngine(o = {}) {
     if (o.signal?.aborted) throw aborted(o.signal);
     const { n_ctx, cache_type_k, cache_type_v, n_threads, memory_budget, backend } = o;
+    const own = typeof o.store === 'object' && o.store !== null;
     const options = { n_ctx, cache_type_k, cache_type_v, n_threads, memory_budget, backend,
-        model: modelOf(o.model), wasmUrls: moduleUrls(o.wasmUrl) };
-    const client = new Client(startWorker(o), PATIENCE_S);
+        model: modelOf(o.model), store: own ? 'page' : o.store, wasmUrls: moduleUrls(o.wasmUrl) };
+    const client = new Client(startWorker(o), o.watchdog_s ?? PATIENCE_S, own ? asker(o.store) : undefined);
+    const warnings = [];
+    const event = e => {
+        if (e.warning) warnings.push(e.warning);
+        o.onProgress?.(e);
+    };
     try {
-        const opened = await client.call('open', { options }, { event: o.onProgress, signal: o.signal });
-        return new Engine({ client, engines: new Set() }, opened);
+        const opening = client.call('open', { options }, { event, signal: o.signal });
+        if (isStream(o.model)) pump(client, o.model);
+        return new Engine({ client, engines: new Set(), warnings }, await opening);
     } catch (e) {
         client.end(e);
         throw e;
@@ -65,6 +100,7 @@ class Engine {
         this.info = opened.info;
         this.path = opened.path;
         this.plan = opened.plan;
+        this.warnings = shared.warnings;
         shared.engines.add(this);
     }
 

@@ -12,6 +12,7 @@ export class Wasm {
     constructor(exports, memory) {
         this.x = exports;
         this.memory = memory;
+        this.threads = [];
         this.at = this.#layout();
         this.err = this.struct('DibitError');
         this.out = this.malloc(8); // a pointer that a call gives back
@@ -108,14 +109,81 @@ export class Wasm {
     }
 }
 
-/** Starts a module. Its imports: a clock, and text for the console. */
-export async function instantiate(module) {
-    let memory;
-    const host = {
+// What a module imports: a clock, text for the console, and its memory where threads share it.
+export const imports = memory => ({
+    env: memory ? { memory } : {},
+    dibit: {
         now: () => performance.now(),
-        write: (p, n) => console.log(decoder.decode(new Uint8Array(memory.buffer).slice(p, p + n))),
-    };
-    const instance = await WebAssembly.instantiate(module, { dibit: host });
-    memory = instance.exports.memory;
-    return new Wasm(instance.exports, memory);
+        write: (p, n) => console.log(`dibit: ${n} bytes at ${p}`), // nothing in the engine prints
+    },
+});
+
+const HEAD = [0, 97, 115, 109, 1, 0, 0, 0];
+// Small modules that only a browser with the feature accepts.
+const PROBES = {
+    simd: [1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 8, 1, 6, 0, 65, 0, 253, 15, 11],
+    relaxed: [1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 19, 1, 17, 0, 65, 0, 253, 15, 65, 0, 253, 15, 65, 0, 253,
+        15, 253, 147, 2, 11],
+    threads: [1, 4, 1, 96, 0, 0, 3, 2, 1, 0, 5, 4, 1, 3, 1, 1, 10, 11, 1, 9, 0, 65, 0, 254, 16, 2, 0, 26, 11],
+};
+const has = name => WebAssembly.validate(new Uint8Array([...HEAD, ...PROBES[name]]));
+
+/** The fastest module that this browser runs, and with how many threads. */
+export function chooseModule({ n_threads }) {
+    if (typeof WebAssembly !== 'object' || !has('simd')) fail('unsupported', 'this browser has no WebAssembly SIMD');
+    const isolated = globalThis.crossOriginIsolated !== false && typeof SharedArrayBuffer === 'function';
+    const threads = isolated && has('threads') ? n_threads ?? Math.min(8, navigator.hardwareConcurrency ?? 1) : 1;
+    const relaxed = has('relaxed');
+    return { threads, module: threads > 1 ? (relaxed ? 'relaxed' : 'threads') : relaxed ? 'relaxed1' : 'simd' };
+}
+
+const PAGE = 65536, MAX_PAGES = 65536;
+
+// Some systems reserve the whole maximum of a shared memory, so it is the budget, and less where that
+// cannot be had.
+function sharedMemory(budget) {
+    for (let maximum = Math.min(MAX_PAGES, Math.ceil(budget / PAGE)); ; maximum >>= 1) {
+        try {
+            return new WebAssembly.Memory({ initial: 64, maximum, shared: true });
+        } catch (e) {
+            if (maximum < 1024) throw e;
+        }
+    }
+}
+
+/**
+ * Starts a module, and for one with threads the workers that they run in.
+ * @param {WebAssembly.Module} module
+ * @param {{ threads?: number, budget?: number }} options bytes that its memory may take at most
+ */
+export async function instantiate(module, { threads = 1, budget = Infinity } = {}) {
+    const shared = WebAssembly.Module.imports(module).some(i => i.kind === 'memory');
+    const memory = shared ? sharedMemory(budget) : null;
+    const { exports: x } = await WebAssembly.instantiate(module, imports(memory));
+    const wasm = new Wasm(x, memory ?? x.memory);
+    if (shared) startThreads(wasm, module, threads - 1);
+    return wasm;
+}
+
+function startThreads(wasm, module, n) {
+    for (let i = 0; i < n; i++) {
+        const stack = wasm.x.dibit_thread_stack() >>> 0;
+        if (!stack) return;
+        // Written so, bundlers find the worker and pack it.
+        const worker = new Worker(new URL('./thread.js', import.meta.url), { type: 'module' });
+        const thread = { worker, ready: false };
+        thread.known = new Promise(resolve => {
+            worker.onmessage = () => resolve(thread.ready = true);
+            worker.onerror = () => resolve(false);
+        });
+        worker.postMessage({ module, memory: wasm.memory, stack });
+        wasm.threads.push(thread);
+    }
+}
+
+/** How many threads work, the caller's own counted; waits a little for those on their way. */
+export async function countThreads(wasm, patience = 3000) {
+    const late = new Promise(resolve => setTimeout(resolve, patience));
+    await Promise.race([late, Promise.all(wasm.threads.map(t => t.known))]);
+    return 1 + wasm.threads.filter(t => t.ready).length;
 }

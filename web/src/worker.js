@@ -1,15 +1,59 @@
 // worker.js - the dedicated worker in which all of the engine's work is done. Messages in:
 // { id, op, ...arguments }; messages out: { id, event } any number of times, then once { id, result }
 // or { id, error }. { op: 'abort', id } ends the call of that id.
-import { asDibitError, pack } from './errors.js';
+import { asDibitError, fail, pack } from './errors.js';
 import { Engine } from './engine.js';
 
 const calls = new Map(); // id -> AbortController
-let engine = null;
+let engine = null, inlet = null;
+
+/** A stream that the page pumps: each chunk's call is answered when the chunk is taken. */
+class Inlet {
+    #full; #taken = () => {};
+    #item = new Promise(resolve => { this.#full = resolve; });
+
+    put(item) {
+        return new Promise(resolve => {
+            this.#taken = resolve;
+            this.#full(item);
+        });
+    }
+
+    async *[Symbol.asyncIterator]() {
+        for (;;) {
+            const { done, data, error } = await this.#item;
+            this.#item = new Promise(resolve => { this.#full = resolve; });
+            this.#taken();
+            if (error) fail('download', `the stream failed: ${error}`);
+            if (done) return;
+            yield data;
+        }
+    }
+}
+
+/** A store that is an object of the page: questions, which it answers. */
+const questions = new Map();
+const ask = (...args) => new Promise((resolve, reject) => {
+    const id = questions.size ? Math.max(...questions.keys()) + 1 : 1;
+    questions.set(id, { resolve, reject });
+    self.postMessage({ ask: id, args });
+});
+const pageStore = { get: key => ask('get', key), set: (key, bytes) => ask('set', key, bytes.slice()),
+    delete: key => ask('delete', key) };
+
+function answered({ id, result, error }) {
+    const { resolve, reject } = questions.get(id);
+    questions.delete(id);
+    if (error) reject(Object.assign(new Error(error.message), { name: error.name }));
+    else resolve(result);
+}
 
 const operations = {
     async open(m, signal, event) {
-        const made = await Engine.open(m.options, event, signal);
+        const o = m.options;
+        if (o.store === 'page') o.store = pageStore;
+        if (o.model.stream) o.model = inlet = new Inlet();
+        const made = await Engine.open(o, event, warning => event({ warning: pack(warning) }), signal);
         engine = made.engine;
         const { n_ctx, n_past } = engine.session(made.number).memory();
         return { session: made.number, info: engine.info, path: engine.path, plan: [],
@@ -30,6 +74,7 @@ const operations = {
         const session = engine.session(m.session);
         return session.queue(() => ({ session: engine.clone(m.session) }));
     },
+    chunk: m => inlet.put(m),
     measure: m => engine.session(m.session).measure(m.text),
     memory: m => engine.memory(m.session),
     free: m => engine.free(m.session),
@@ -38,6 +83,7 @@ const operations = {
 
 self.onmessage = async ({ data: m }) => {
     if (m.op === 'abort') return calls.get(m.id)?.abort();
+    if (m.op === 'answer') return answered(m);
     const control = new AbortController();
     calls.set(m.id, control);
     try {

@@ -9,7 +9,7 @@ import { createEngine } from '../src/index.js';
 
 const folder = process.env.DIBIT_WASM ?? 'build/web', model = process.env.DIBIT_MODEL ?? 'models/dibit-34m.gguf';
 const files = { '/m.gguf': { body: readFileSync(model) } };
-for (const name of ['simd', 'relaxed'])
+for (const name of ['simd', 'threads', 'relaxed1', 'relaxed'])
     files[`/dibit-${name}.wasm`] = { body: readFileSync(`${folder}/dibit-${name}.wasm`), type: 'application/wasm' };
 const { url } = await serve(files);
 const worker = () => new Worker(new URL('../src/worker.js', import.meta.url));

@@ -19,6 +19,8 @@ export class Worker {
 
 if (!isMainThread && workerData?.script) {
     globalThis.self = globalThis;
+    globalThis.Worker = Worker; // threads of the engine
+    globalThis.navigator ??= { hardwareConcurrency: 2 };
     self.postMessage = (data, transfer) => parentPort.postMessage(data, transfer);
     const early = [];
     let handler = data => early.push(data);
