@@ -158,7 +158,7 @@ class Part {
         const { kept } = this, { etag, modified, size } = this.remote ?? {};
         while (kept?.store) {
             const i = kept.hashes.length, begin = i * CHUNK, end = Math.min(begin + CHUNK, this.size);
-            if (end > at || begin === end) return;
+            if (begin >= this.size || end > at) return;
             await kept.write(i, this.load.wasm.bytes.subarray(ptr + begin, ptr + end), { etag, modified, size });
         }
     }
