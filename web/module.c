@@ -66,6 +66,15 @@ const Field *dibit_layout(void) {
         FIELD(DibitMemory, scratch),
         FIELD(DibitMemory, n_ctx),
         FIELD(DibitMemory, n_past),
+        SIZE(DibitProfile),
+        FIELD(DibitProfile, n_tokens),
+        FIELD(DibitProfile, total_ns),
+        FIELD(DibitProfile, matmul_ns),
+        FIELD(DibitProfile, attend_ns),
+        SIZE(DibitTensorInfo),
+        FIELD(DibitTensorInfo, name),
+        FIELD(DibitTensorInfo, type),
+        FIELD(DibitTensorInfo, shape),
         { NULL, 0 },
     };
     return fields;

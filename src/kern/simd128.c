@@ -1,9 +1,8 @@
 /* simd128.c - int8 products and quantisation with the 128-bit vectors of WebAssembly. A vector of
  * codes holds 4 inputs each of 4 rows; as 16-bit lanes these are pairs, and i32x4.dot_i16x8 with
  * two activations gives one sum a row. So inputs 0 and 2 of each four, and 1 and 3, are summed
- * apart, and codes are never shifted into place where the activations can be scaled instead. With
- * relaxed SIMD (the same file, other flags) a byte dot does all four inputs; its second operand
- * must be within 0..127, so q8 goes the first way there too. Packing is left to scalar.c. */
+ * apart, and codes are never shifted into place where the activations can be scaled instead.
+ * Packing is left to scalar.c; with relaxed SIMD the products are those of relaxed_simd128.c. */
 #include "kern.h"
 
 #include <math.h>
@@ -12,22 +11,17 @@
 #include "codec.h"
 #include "simd128.h"
 
+#ifndef __wasm_relaxed_simd__
 enum { TILE = 4 }; /* tokens that share the unpacked weights */
 enum Type { Q4, Q8, S2, S3, KQ };
 static const size_t group_bytes[] = { Q4X_BYTES, Q8X_BYTES, 144, 208, sizeof(KqGroup) };
 
-#ifdef __wasm_relaxed_simd__
-#define BYTES(type) ((type) != Q8)
-#else
-#define BYTES(type) 0
-#endif
 /* dots() gives the sum times 1 << scale_of(type). */
 INLINE int scale_of(enum Type type) {
-    return type == Q8 ? 8 : BYTES(type) || type == KQ ? 0 : type == Q4 ? 4 : 6;
+    return type == Q8 ? 8 : type == KQ ? 0 : type == Q4 ? 4 : 6;
 }
 
-/* Activations of one group, those of quad v for every row: two 16-bit pairs, or in `even` the four
- * bytes. */
+/* Activations of one group, those of quad v for every row, as two 16-bit pairs. */
 typedef struct Quads {
     v128_t even[8], odd[8];
 } Quads;
@@ -44,10 +38,6 @@ INLINE void spread(enum Type type, Quads *x, const int8_t *q) {
                                  : wasm_i16x8_const(64, 64, 16, 16, 4, 4, 1, 1);
     for (int h = 0; h < 2; h++) {
         v128_t a = wasm_v128_load(q + 16 * h);
-        if (BYTES(type)) {
-            copies(x->even + 4 * h, a);
-            continue;
-        }
         v128_t even = wasm_i16x8_shr(wasm_i16x8_shl(a, 8), 8), odd = wasm_i16x8_shr(a, 8);
         if (type == Q4 || type == S2 || type == S3) {
             even = wasm_i16x8_mul(even, by);
@@ -83,51 +73,19 @@ INLINE v128_t pairs(enum Type type, const uint8_t *p, int j, int v, int odd) {
     return x;
 }
 
-#ifdef __wasm_relaxed_simd__
-/* The same as bytes 0..127 in order. */
-INLINE v128_t bytes(enum Type type, const uint8_t *p, int j, int v) {
-    p += 16 * j;
-    if (type == KQ) return wasm_v128_load(p + offsetof(KqGroup, code) + 64 * v);
-    if (type == Q4) {
-        v128_t x = wasm_v128_load(p + 32 + 64 * (v / 2));
-        if (v & 1) x = wasm_u16x8_shr(x, 4);
-        return wasm_v128_and(x, wasm_i8x16_const_splat(15));
-    }
-    v128_t x = wasm_v128_load(p + 16 + 64 * (v / 4));
-    if (v % 4) x = wasm_u16x8_shr(x, (uint32_t)(2 * (v % 4)));
-    x = wasm_v128_and(x, wasm_i8x16_const_splat(3));
-    if (type == S3) {
-        v128_t top = wasm_v128_load(p + 144);
-        top =
-            v > 2 ? wasm_u16x8_shr(top, (uint32_t)(v - 2)) : wasm_i16x8_shl(top, (uint32_t)(2 - v));
-        x = wasm_v128_or(x, wasm_v128_and(top, wasm_i8x16_const_splat(4)));
-    }
-    return x;
-}
-#endif
-
 /* s[t]: sums of codes times activations of quads v0..v1-1, rows 4j..4j+3, of n tokens. */
 INLINE void dots(enum Type type, v128_t *s, const int n, const uint8_t *p, int j, int v0, int v1,
                  const Quads *x) {
     v128_t other[TILE];
     for (int t = 0; t < n; t++) s[t] = other[t] = wasm_i32x4_const_splat(0);
     for (int v = v0; v < v1; v++) {
-#ifdef __wasm_relaxed_simd__
-        if (BYTES(type)) {
-            v128_t w = bytes(type, p, j, v);
-            for (int t = 0; t < n; t++)
-                s[t] = wasm_i32x4_relaxed_dot_i8x16_i7x16_add(x[t].even[v], w, s[t]);
-            continue;
-        }
-#endif
         v128_t even = pairs(type, p, j, v, 0), odd = pairs(type, p, j, v, 1);
         for (int t = 0; t < n; t++) {
             s[t] = wasm_i32x4_add(s[t], wasm_i32x4_dot_i16x8(even, x[t].even[v]));
             other[t] = wasm_i32x4_add(other[t], wasm_i32x4_dot_i16x8(odd, x[t].odd[v]));
         }
     }
-    if (!BYTES(type))
-        for (int t = 0; t < n; t++) s[t] = wasm_i32x4_add(s[t], other[t]);
+    for (int t = 0; t < n; t++) s[t] = wasm_i32x4_add(s[t], other[t]);
 }
 
 INLINE v128_t plus_times(v128_t acc, v128_t scale, v128_t sum) {
@@ -244,6 +202,7 @@ MUL(q8, Q8)
 MUL(s2, S2)
 MUL(s3, S3)
 MUL(kq, KQ)
+#endif
 
 static void quantize(int8_t *q, float *scale, int32_t *sum, const float *x, int n) {
     const v128_t size = wasm_i32x4_const_splat(0x7fffffff),
@@ -277,10 +236,14 @@ static void quantize(int8_t *q, float *scale, int32_t *sum, const float *x, int 
 }
 
 void kern_simd128(Kern *k) {
+    k->quantize = quantize;
+#ifdef __wasm_relaxed_simd__
+    kern_relaxed(k);
+#else
     k->mul_q4 = mul_q4;
     k->mul_q8 = mul_q8;
     k->mul_s2 = mul_s2;
     k->mul_s3 = mul_s3;
     k->mul_kq = mul_kq;
-    k->quantize = quantize;
+#endif
 }

@@ -1,0 +1,287 @@
+/* relaxed_simd128.c - int8 products with the byte dots of relaxed SIMD: all four inputs of each of
+ * 4 rows at once. Their second operand must lie within 0..127, which codes do; of q8 it is the
+ * activations' size that does, and their signs go to the weights. Exact as everything here, and so
+ * the two forms of the sums give the same: x86 has no dot into 32 bits below its newest chips, but
+ * one into 16 that takes a single instruction; ARM is the other way round. */
+#ifdef __wasm_relaxed_simd__
+#include "kern.h"
+
+#include "codec.h"
+#include "simd128.h"
+
+enum { TILE = 4 }; /* tokens that share the unpacked weights */
+enum Type { Q4, Q8, S2, S3, KQ };
+static const size_t group_bytes[] = { Q4X_BYTES, Q8X_BYTES, 144, 208, sizeof(KqGroup) };
+
+/* The activations of one group: those of token t at q + t * ld. Of q8 their sizes, and at minus +
+ * t * ld -1 for those below 0. */
+typedef struct Group {
+    const int8_t *q, *minus;
+    size_t ld;
+} Group;
+
+/* ---- sums ---- */
+
+/* Whether 32 products of a type fit 16 bits by pairs: at most 16 * 15 * 127. */
+INLINE int fits16(enum Type type) {
+    return type == Q4 || type == S2 || type == S3;
+}
+
+INLINE v128_t step(enum Type type, int x86, v128_t s, v128_t a, v128_t w) {
+    if (!x86) return wasm_i32x4_relaxed_dot_i8x16_i7x16_add(a, w, s);
+    v128_t pairs = wasm_i16x8_relaxed_dot_i8x16_i7x16(a, w);
+    return fits16(type) ? wasm_i16x8_add(s, pairs)
+                        : wasm_i32x4_add(s, wasm_i32x4_extadd_pairwise_i16x8(pairs));
+}
+
+INLINE v128_t total(enum Type type, int x86, v128_t s) {
+    return x86 && fits16(type) ? wasm_i32x4_extadd_pairwise_i16x8(s) : s;
+}
+
+/* Codes of rows 4j..4j+3 and quad v of the group at p. */
+INLINE v128_t codes(enum Type type, const uint8_t *p, int j, int v) {
+    p += 16 * j;
+    if (type == KQ) return wasm_v128_load(p + offsetof(KqGroup, code) + 64 * v);
+    if (type == Q8) return wasm_v128_load(p + 32 + 64 * v);
+    if (type == Q4) {
+        v128_t x = wasm_v128_load(p + 32 + 64 * (v / 2));
+        if (v & 1) x = wasm_u16x8_shr(x, 4);
+        return wasm_v128_and(x, wasm_i8x16_const_splat(15));
+    }
+    v128_t x = wasm_v128_load(p + 16 + 64 * (v / 4));
+    if (v % 4) x = wasm_u16x8_shr(x, (uint32_t)(2 * (v % 4)));
+    x = wasm_v128_and(x, wasm_i8x16_const_splat(3));
+    if (type == S3) {
+        v128_t top = wasm_v128_load(p + 144);
+        if (v < 2) top = wasm_i16x8_shl(top, (uint32_t)(2 - v));
+        if (v > 2) top = wasm_u16x8_shr(top, (uint32_t)(v - 2));
+        x = wasm_v128_or(x, wasm_v128_and(top, wasm_i8x16_const_splat(4)));
+    }
+    return x;
+}
+
+/* s[i * n + t]: sums of quads v0..v1-1 for rows 4 (j + i)..+3, i < nj, and n tokens. */
+INLINE void dots(enum Type type, int x86, v128_t *s, const int n, const uint8_t *p, const int j,
+                 const int nj, int v0, int v1, const Group *g) {
+    for (int i = 0; i < nj * n; i++) s[i] = wasm_i32x4_const_splat(0);
+    for (int v = v0; v < v1; v++) {
+        v128_t x[TILE], minus[TILE];
+        for (int t = 0; t < n; t++) {
+            x[t] = wasm_v128_load32_splat(g->q + (size_t)t * g->ld + 4 * v);
+            if (type == Q8) minus[t] = wasm_v128_load32_splat(g->minus + (size_t)t * g->ld + 4 * v);
+        }
+        for (int i = 0; i < nj; i++) {
+            v128_t w = codes(type, p, j + i, v);
+            for (int t = 0; t < n; t++) {
+                v128_t *to = &s[i * n + t];
+                *to = type == Q8 ? step(type, x86, *to, wasm_v128_xor(w, minus[t]), x[t])
+                                 : step(type, x86, *to, x[t], w);
+            }
+        }
+    }
+    for (int i = 0; i < nj * n; i++) s[i] = total(type, x86, s[i]);
+}
+
+/* ---- the parts of a group that are not sums ---- */
+
+INLINE v128_t plus_times(v128_t acc, v128_t scale, v128_t sum) {
+    return wasm_f32x4_add(acc, wasm_f32x4_mul(scale, wasm_f32x4_convert_i32x4(sum)));
+}
+
+/* Four f16 that are finite. */
+INLINE v128_t finite_halves(const void *p) {
+    v128_t h = wasm_i32x4_shl(wasm_i32x4_load16x4(p), 13);
+    return wasm_f32x4_mul(wasm_v128_and(h, wasm_i32x4_const_splat((int32_t)0x8fffe000)),
+                          wasm_f32x4_const_splat(0x1p112f));
+}
+
+/* Sizes and signs of q8's activations; the products of complements, -w - 1, lack what `correct`
+ * gets: the sum of the sizes of those below 0. */
+typedef struct Signs {
+    int8_t size[TILE * 32], minus[TILE * 32];
+    v128_t correct[TILE];
+} Signs;
+
+INLINE void split_signs(Signs *to, const int8_t *q, size_t ld, const int n) {
+    for (int t = 0; t < n; t++, q += ld) {
+        v128_t below[2];
+        for (int h = 0; h < 2; h++) {
+            v128_t a = wasm_v128_load(q + 16 * h), size = wasm_i8x16_abs(a);
+            v128_t minus = wasm_i8x16_lt(a, wasm_i8x16_const_splat(0));
+            wasm_v128_store(to->size + 32 * t + 16 * h, size);
+            wasm_v128_store(to->minus + 32 * t + 16 * h, minus);
+            below[h] = wasm_v128_and(size, minus);
+        }
+        v128_t c = wasm_i32x4_extadd_pairwise_i16x8(
+            wasm_u16x8_extadd_pairwise_u8x16(wasm_i8x16_add(below[0], below[1])));
+        c = wasm_i32x4_add(c, wasm_i32x4_shuffle(c, c, 2, 3, 0, 1));
+        to->correct[t] = wasm_i32x4_add(c, wasm_i32x4_shuffle(c, c, 1, 0, 3, 2));
+    }
+}
+
+INLINE void group_q(enum Type type, int x86, v128_t *acc, const int n, const uint8_t *p,
+                    const int8_t *q, size_t ld, const int32_t *sum, const float *scale) {
+    const int nj = n == 1 ? 4 : 1;
+    Group g = { q, NULL, ld };
+    Signs signs;
+    if (type == Q8) {
+        split_signs(&signs, q, ld, n);
+        g = (Group){ signs.size, signs.minus, 32 };
+    }
+    for (int j = 0; j < 4; j += nj) {
+        v128_t s[4 * TILE];
+        dots(type, x86, s, n, p, j, nj, 0, 8, &g);
+        for (int i = 0; i < nj; i++) {
+            v128_t f = finite_halves(p + 8 * (j + i));
+            for (int t = 0; t < n; t++) {
+                const int32_t *a = sum + (size_t)t * (ld / 16);
+                v128_t dot =
+                    type == Q8 ? wasm_i32x4_add(s[i * n + t], signs.correct[t])
+                               : wasm_i32x4_sub(s[i * n + t], wasm_i32x4_splat(8 * (a[0] + a[1])));
+                v128_t by = wasm_f32x4_mul(f, wasm_f32x4_splat(scale[(size_t)t * (ld / 32)]));
+                acc[4 * t + j + i] = plus_times(acc[4 * t + j + i], by, dot);
+            }
+        }
+    }
+}
+
+/* (c + 4) * (8 s + z' sum) as one product of pairs: 8 (c + 4) with s, z' (c + 4) with sum; s is at
+ * most 7 * 127 * 32 and the sum 127 * 32, so all fit 16 bits. */
+INLINE void group_s(enum Type type, int x86, v128_t *acc, const int n, const uint8_t *p,
+                    const int8_t *q, size_t ld, const int32_t *sum, const float *scale) {
+    const int nj = n == 1 ? 4 : 1;
+    const Group g = { q, NULL, ld };
+    v128_t cz = wasm_v128_load(p), by[4];
+    v128_t c =
+        wasm_i8x16_add(wasm_v128_and(cz, wasm_i8x16_const_splat(15)), wasm_i8x16_const_splat(4));
+    v128_t z = wasm_i8x16_sub(wasm_v128_and(wasm_u16x8_shr(cz, 4), wasm_i8x16_const_splat(15)),
+                              wasm_i8x16_splat(type == S2 ? 20 : 36));
+    for (int h = 0; h < 2; h++) {
+        v128_t c16 = h ? wasm_i16x8_extend_high_i8x16(c) : wasm_i16x8_extend_low_i8x16(c);
+        v128_t z16 = h ? wasm_i16x8_extend_high_i8x16(z) : wasm_i16x8_extend_low_i8x16(z);
+        z16 = wasm_i16x8_mul(z16, c16);
+        c16 = wasm_i16x8_shl(c16, 3);
+        by[2 * h] = wasm_i16x8_shuffle(z16, c16, 0, 8, 1, 9, 2, 10, 3, 11);
+        by[2 * h + 1] = wasm_i16x8_shuffle(z16, c16, 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+    for (int j = 0; j < 4; j += nj) {
+        v128_t s[4 * TILE];
+        dots(type, x86, s, n, p, j, nj, 0, 8, &g);
+        for (int i = 0; i < nj; i++)
+            for (int t = 0; t < n; t++) {
+                const int32_t *a = sum + (size_t)t * (ld / 16);
+                v128_t both = wasm_v128_or(wasm_i32x4_shl(s[i * n + t], 16),
+                                           wasm_i32x4_splat((a[0] + a[1]) & 0xffff));
+                acc[4 * t + j + i] =
+                    plus_times(acc[4 * t + j + i], wasm_f32x4_splat(scale[(size_t)t * (ld / 32)]),
+                               wasm_i32x4_dot_i16x8(both, by[j + i]));
+            }
+    }
+}
+
+/* Sums of 16 activations fit 16 bits, and so the minima are one product of pairs. */
+INLINE void group_kq(int x86, v128_t *acc, const int n, const uint8_t *p, const int8_t *q,
+                     size_t ld, const int32_t *sum, const float *scale) {
+    const KqGroup *k = (const KqGroup *)p;
+    const Group g = { q, NULL, ld };
+    for (int j = 0; j < 4; j++) {
+        v128_t s0[TILE], s1[TILE], sc = wasm_v128_load(k->sc[4 * j]),
+                                   mn = wasm_v128_load(k->mn[4 * j]);
+        v128_t sc0 = wasm_i32x4_shr(wasm_i32x4_shl(sc, 16), 16), sc1 = wasm_i32x4_shr(sc, 16);
+        dots(KQ, x86, s0, n, p, j, 1, 0, 4, &g);
+        dots(KQ, x86, s1, n, p, j, 1, 4, 8, &g);
+        for (int t = 0; t < n; t++) {
+            const int32_t *a = sum + (size_t)t * (ld / 16);
+            v128_t by = wasm_f32x4_splat(scale[(size_t)t * (ld / 32)]);
+            v128_t both = wasm_i32x4_splat((int32_t)((uint32_t)a[1] << 16 | (uint16_t)a[0]));
+            v128_t s = wasm_i32x4_add(wasm_i32x4_mul(s0[t], sc0), wasm_i32x4_mul(s1[t], sc1));
+            v128_t m = wasm_i32x4_dot_i16x8(mn, both);
+            v128_t f = wasm_f32x4_mul(wasm_f32x4_mul(wasm_v128_load(k->d + 4 * j), by),
+                                      wasm_f32x4_convert_i32x4(s));
+            v128_t e = wasm_f32x4_mul(wasm_f32x4_mul(wasm_v128_load(k->dm + 4 * j), by),
+                                      wasm_f32x4_convert_i32x4(m));
+            acc[4 * t + j] = wasm_f32x4_add(acc[4 * t + j], wasm_f32x4_sub(f, e));
+        }
+    }
+}
+
+/* ---- row blocks ---- */
+
+/* All groups of one row block for n <= TILE tokens starting at t0. */
+INLINE void tile(enum Type type, int x86, float *y, size_t ldy, const uint8_t *block,
+                 const uint16_t *row_scale, int n_groups, const A8 *a, int t0, const int n) {
+    const int8_t *q = a->q + (size_t)t0 * a->ld;
+    const float *scale = a->scale + (size_t)t0 * (a->ld / 32);
+    const int32_t *sum = a->sum + (size_t)t0 * (a->ld / 16);
+    v128_t acc[4 * TILE];
+    y += (size_t)t0 * ldy;
+    for (int i = 0; i < 4 * n; i++)
+        acc[i] = type == KQ ? wasm_v128_load(y + (size_t)(i / 4) * ldy + 4 * (i % 4))
+                            : wasm_f32x4_const_splat(0);
+    for (int g = 0; g < n_groups; g++, q += 32, scale++, sum += 2, block += group_bytes[type]) {
+        if (type == KQ) group_kq(x86, acc, n, block, q, a->ld, sum, scale);
+        if (type == S2 || type == S3) group_s(type, x86, acc, n, block, q, a->ld, sum, scale);
+        if (type == Q4 || type == Q8) group_q(type, x86, acc, n, block, q, a->ld, sum, scale);
+    }
+    for (int i = 0; i < 4 * n; i++) {
+        if (type == S2 || type == S3) {
+            v128_t by = half_floats(row_scale + 4 * (i % 4));
+            acc[i] = wasm_f32x4_mul(acc[i], wasm_f32x4_mul(by, wasm_f32x4_const_splat(0.125f)));
+        }
+        wasm_v128_store(y + (size_t)(i / 4) * ldy + 4 * (i % 4), acc[i]);
+    }
+}
+
+/* Whether the scales of all groups are finite. */
+INLINE int finite_scales(const uint8_t *block, size_t bytes, int n_groups) {
+    v128_t top = wasm_i16x8_const_splat(0);
+    for (int g = 0; g < n_groups; g++, block += bytes)
+        for (int h = 0; h < 2; h++)
+            top = wasm_i16x8_max(
+                top, wasm_v128_and(wasm_v128_load(block + 16 * h), wasm_i16x8_const_splat(0x7fff)));
+    return !wasm_v128_any_true(wasm_i16x8_ge(top, wasm_i16x8_const_splat(0x7c00)));
+}
+
+#define MUL(name, type, x86)                                                                       \
+    static void mul_##name MUL_ARGS {                                                              \
+        int t = 0;                                                                                 \
+        if ((type == Q4 || type == Q8) && !finite_scales(block, group_bytes[type], n_groups)) {    \
+            Kern k;                                                                                \
+            kern_scalar(&k);                                                                       \
+            (type == Q4 ? k.mul_q4 : k.mul_q8)(y, ldy, block, row_scale, n_groups, a, n_tokens);   \
+            return;                                                                                \
+        }                                                                                          \
+        for (; t + TILE <= n_tokens; t += TILE)                                                    \
+            tile(type, x86, y, ldy, block, row_scale, n_groups, a, t, TILE);                       \
+        for (; t < n_tokens; t++) tile(type, x86, y, ldy, block, row_scale, n_groups, a, t, 1);    \
+    }
+MUL(q4, Q4, 0)
+MUL(q8, Q8, 0)
+MUL(s2, S2, 0)
+MUL(s3, S3, 0)
+MUL(kq, KQ, 0)
+MUL(q4_x86, Q4, 1)
+MUL(q8_x86, Q8, 1)
+MUL(s2_x86, S2, 1)
+MUL(s3_x86, S3, 1)
+MUL(kq_x86, KQ, 1)
+
+/* The NaN that 0 / 0 gives has its sign set on x86 alone. Only speed hangs on it. */
+static int is_x86(void) {
+    volatile float zero = 0;
+    union {
+        float f;
+        uint32_t u;
+    } nan = { zero / zero };
+    return nan.u >> 31 != 0;
+}
+
+void kern_relaxed(Kern *k) {
+    int x86 = is_x86();
+    k->mul_q4 = x86 ? mul_q4_x86 : mul_q4;
+    k->mul_q8 = x86 ? mul_q8_x86 : mul_q8;
+    k->mul_s2 = x86 ? mul_s2_x86 : mul_s2;
+    k->mul_s3 = x86 ? mul_s3_x86 : mul_s3;
+    k->mul_kq = x86 ? mul_kq_x86 : mul_kq;
+}
+#endif
