@@ -39,6 +39,7 @@ typedef struct Shard {
     size_t size, pos; /* size: of the file; pos: of the next byte to parse */
     size_t present;   /* bytes that are there; less than size: tensors have no data */
     size_t need;      /* where present bytes were too few: so many, at least */
+    bool endless;     /* nobody knows the size, until the tensors' descriptions say it */
     const char *name; /* for errors */
     uint64_t n_values, n_tensors;
     size_t align;
@@ -371,7 +372,9 @@ static int parse_tensors(Gguf *g, Shard *s, DibitError *err) {
         at = last - start;
         if (!size_align(at, s->align, &at)) return truncated(s, err);
     }
-    if (s->size > end) /* the last padding may be missing, nothing may follow it */
+    if (s->endless)
+        s->size = end;
+    else if (s->size > end) /* the last padding may be missing, nothing may follow it */
         return fail(err, DIBIT_E_FORMAT, "%s: %zu bytes follow the last tensor", s->name,
                     s->size - end);
     return 0;
@@ -445,6 +448,8 @@ static int shard_image(Gguf *g, Shard *s, const Origin *o, int i, DibitError *er
     s->p = image->data;
     s->size = image->size;
     s->present = o->present ? o->present[i] : image->size;
+    s->endless = o->present && image->size == 0;
+    if (s->endless) s->size = SIZE_MAX;
     s->name = arena_string(&g->arena, name, (size_t)n);
     return s->name ? parse_head(s, err) : fail(err, DIBIT_E_MEMORY, "no memory to open %s", name);
 }
@@ -606,7 +611,7 @@ int gguf_peek(Gguf **out, const DibitImage *images, const size_t *present, size_
     *out = NULL;
     for (size_t i = 0; i < n; i++) {
         need[i] = 0;
-        if (present[i] > images[i].size)
+        if (images[i].size && present[i] > images[i].size)
             return fail(err, DIBIT_E_ARGUMENT, "%zu bytes of a file of %zu", present[i],
                         images[i].size);
     }
@@ -614,7 +619,8 @@ int gguf_peek(Gguf **out, const DibitImage *images, const size_t *present, size_
     int r = open_gguf(out, &o, memory, err);
     for (size_t i = 0; r != 0 && i < n; i++) {
         if (need[i] == 0) continue;
-        size_t size = images[i].size, twice = present[i] > size / 2 ? size : 2 * present[i];
+        size_t size = images[i].size ? images[i].size : SIZE_MAX,
+               twice = present[i] > size / 2 ? size : 2 * present[i];
         need[i] = MAX(need[i], twice); /* so that few steps reach the end */
         return 1;
     }

@@ -56,8 +56,9 @@ int gguf_open_memory(Gguf **out, const void *data, size_t size, const DibitAlloc
 int gguf_open_images(Gguf **out, const DibitImage *images, size_t n, const DibitAllocator *memory,
                      DibitError *err);
 /* Opens what the first bytes of images say, present[i] of images[i].size: all but the tensors'
- * data, which is NULL for an image that is not all there. Returns 1 and *out NULL where a header is
- * longer: the need[i] that is not 0 is worth trying. */
+ * data, which is NULL for an image that is not all there. A size of 0 is unknown: it becomes what
+ * the tensors take. Returns 1 and *out NULL where a header is longer: the need[i] that is not 0 is
+ * worth trying. */
 int gguf_peek(Gguf **out, const DibitImage *images, const size_t *present, size_t n, size_t *need,
               const DibitAllocator *memory, DibitError *err);
 void gguf_close(Gguf **g);

@@ -775,6 +775,27 @@ static void shards_are_joined_in_memory(void **state) {
     for (int i = 0; i < 3; i++) file_unmap(&maps[i]);
 }
 
+/* A stream does not say how long it is: the header does. */
+static void headers_tell_the_size(void **state) {
+    (void)state;
+    FileMap map;
+    Gguf *g = NULL;
+    size_t present = 8, need = 0;
+    DibitError err = { 0 };
+    write_shard(1, 1, 0, 1, 1);
+    assert_int_equal(file_map(&map, shard(1, 1), true, NULL, &err), 0);
+    DibitImage image = { map.data, 0 };
+    while (gguf_peek(&g, &image, &present, 1, &need, NULL, &err) == 1) {
+        assert_true(need > present && present < map.size);
+        present = MIN(need, map.size);
+    }
+    if (!g) fail_msg("%s", err.text);
+    assert_int_equal(gguf_file_bytes(g), map.size);
+    assert_null(gguf_tensor(g, 0)->data);
+    gguf_close(&g);
+    file_unmap(&map);
+}
+
 static void bad_shard(const char *path, int code, const char *says) {
     Gguf *g;
     DibitError err = { 0 };
@@ -841,6 +862,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(failed_writes_leave_nothing, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(shards_are_joined, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(shards_are_joined_in_memory, make_folder, remove_folder),
+        cmocka_unit_test_setup_teardown(headers_tell_the_size, make_folder, remove_folder),
         cmocka_unit_test_setup_teardown(shards_are_checked, make_folder, remove_folder),
         cmocka_unit_test(known_vocabularies_open),
     };
