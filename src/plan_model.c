@@ -85,7 +85,7 @@ static int peek_file(Gguf **out, PlanPart *parts, size_t n, DibitError *err) {
     size_t *sizes = mem_calloc(NULL, n, 2 * sizeof *sizes), *need = sizes ? sizes + n : NULL;
     int r = images && sizes ? 0 : fail(err, DIBIT_E_MEMORY, "no memory to look at the model");
     for (size_t i = 0; i < n && r == 0; i++) {
-        if (parts[i].total > SIZE_MAX / 2)
+        if (parts[i].total >= SIZE_MAX)
             r = fail(err, DIBIT_E_MEMORY, "a model of %llu bytes is too large for this machine",
                      (unsigned long long)parts[i].total);
         images[i] = (DibitImage){ parts[i].data, (size_t)parts[i].total };
