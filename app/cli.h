@@ -57,7 +57,7 @@ bool cli_parse(const CliCommand *cmd, int argc, char **argv, int *exit_code);
 /* Runs `command` only as far as its table, which `visit` gets. For completion. */
 typedef int CliMain(int argc, char **argv);
 CliMain cmd_run, cmd_chat, cmd_eval, cmd_logits, cmd_tokenize, cmd_detokenize, cmd_bench,
-    cmd_convert, cmd_quantize, cmd_calibrate, cmd_info, cmd_context; /* a file each, or two */
+    cmd_convert, cmd_quantize, cmd_calibrate, cmd_info, cmd_context, cmd_detect, cmd_plan; /* a file each, or two */
 void cli_describe(CliMain *command, const char *name,
                   void (*visit)(void *user, const CliCommand *cmd), void *user);
 

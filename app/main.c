@@ -21,6 +21,8 @@ static CliMain cmd_help, cmd_completion;
 #pragma weak cmd_logits
 #pragma weak cmd_bench
 #pragma weak cmd_context
+#pragma weak cmd_detect
+#pragma weak cmd_plan
 
 static const CliRow rows[] = {
     { "run", cmd_run, "continue a text" },
@@ -35,6 +37,8 @@ static const CliRow rows[] = {
     { "quantize", cmd_quantize, "GGUF to fewer bits" },
     { "info", cmd_info, "what is in a model file" },
     { "context", cmd_context, "which context fits in memory, by type of the KV cache" },
+    { "detect", cmd_detect, "what this machine can do, or what a user agent says" },
+    { "plan", cmd_plan, "what to run on a device: backend, types, cache, context, with reasons" },
     { "completion", cmd_completion, "completion script for bash, zsh or fish" },
     { "help", cmd_help, "this list, or the options of a command" },
     { NULL, NULL, NULL },

@@ -136,8 +136,8 @@ static int set_text(const Field *f, void *p, const char *s, size_t n, DibitError
             return fail(err, DIBIT_E_ARGUMENT, "%s: a control character in the text", f->name);
         if (f->kind == FIELD_TEXT) continue;
         bool lower = c >= 'a' && c <= 'z', upper = c >= 'A' && c <= 'Z';
-        if (!lower && !upper && !is_digit(c) && !strchr("_-./", c))
-            return bad_value(f, s, n, "a word of letters, digits and -_./", err);
+        if (!lower && !upper && !is_digit(c) && !strchr("_-./,", c))
+            return bad_value(f, s, n, "a word of letters, digits and -_./,", err);
     }
     memset(out, 0, f->cap);
     for (size_t i = 0; i < n; i++)

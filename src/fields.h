@@ -6,7 +6,7 @@
 
 typedef enum FieldKind {
     FIELD_TEXT,  /* char[cap]: UTF-8 without control characters; "" is unknown */
-    FIELD_WORD,  /* the same of a-z, 0-9, '_', '-', '.' and '/', after a-z for A-Z */
+    FIELD_WORD,  /* the same of letters, digits and "_-.,/"; capitals become small letters */
     FIELD_WHOLE, /* int64_t from min to max; -1 is unknown */
     FIELD_REAL,  /* double from min to max; -1 is unknown */
     FIELD_BOOL   /* int8_t 0 or 1; -1 is unknown */

@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "cache.h"
-#include "fields.h"
 #include "model.h"
 #include "plan.h"
 
@@ -98,64 +97,56 @@ static int peek_file(Gguf **out, PlanPart *parts, size_t n, DibitError *err) {
     return r;
 }
 
-int plan_peek(PlanModel *m, PlanPart *parts, size_t n, DibitError *err) {
-    Gguf *file;
+int plan_take(PlanModel *m, const Gguf *file, DibitError *err) {
     Model model;
     Kern kern;
     *m = (PlanModel){ .tied = false };
+    kern_init(&kern, ~0u);
+    int r = model_peek(&model, file, &kern, false, NULL, err);
+    if (r != 0) return r;
+    take_model(m, file, &model);
+    model_close(&model);
+    return 0;
+}
+
+int plan_peek(PlanModel *m, PlanPart *parts, size_t n, DibitError *err) {
+    Gguf *file;
+    *m = (PlanModel){ .tied = false };
     int r = peek_file(&file, parts, n, err);
     if (r != 0) return r;
-    kern_init(&kern, ~0u);
-    r = model_peek(&model, file, &kern, false, NULL, err);
-    if (r == 0) {
-        take_model(m, file, &model);
-        model_close(&model);
-    }
+    r = plan_take(m, file, err);
     gguf_close(&file);
     return r;
 }
 
-/* ---- what is asked for ---- */
-
-#define ROW(kind, field, cap, min, max)                                                            \
-    { #field, kind, offsetof(PlanRequest, field), cap, min, max }
-static const Field rows[] = {
-    ROW(FIELD_WHOLE, budget_mb, 0, 1, 1 << 24), ROW(FIELD_WHOLE, n_ctx, 0, 1, CONTEXT_LIMIT),
-    ROW(FIELD_WHOLE, n_threads, 0, 1, 1024),    ROW(FIELD_WORD, cache_type_k, 8, 0, 0),
-    ROW(FIELD_WORD, cache_type_v, 8, 0, 0),     ROW(FIELD_BOOL, repack, 0, 0, 0),
-};
-
-int plan_request_read(PlanRequest *q, const char *text, size_t n, DibitError *err) {
-    fields_clear(rows, ARRAY_LEN(rows), q);
-    return fields_read(rows, ARRAY_LEN(rows), q, text, n, err);
-}
-
 /* ---- what that takes ---- */
 
-static int cache_type_of(const char *name, int *type, const char *which, DibitError *err) {
+int plan_cache_type(const char *name, int *type, const char *which, DibitError *err) {
     *type = name[0] ? kv_type_by_name(name) : KV_F16;
     if (*type >= 0) return 0;
     return fail(err, DIBIT_E_ARGUMENT,
                 "cache_type_%s: \"%s\" is unknown; known are f16, q8, q4, k3 and k2", which, name);
 }
 
-int plan_need(PlanNeed *out, const PlanModel *m, const PlanRequest *q, DibitError *err) {
-    *out = (PlanNeed){ .n_threads = q->n_threads > 0 ? (int)q->n_threads : 1 };
-    ContextOptions o = { .sinks = KV_SINKS, .window = KV_WINDOW, .n_threads = out->n_threads };
-    int r = cache_type_of(q->cache_type_k, &out->kv_types.k, "k", err);
-    if (r == 0) r = cache_type_of(q->cache_type_v, &out->kv_types.v, "v", err);
-    if (r != 0) return r;
-    out->n_ctx = q->n_ctx > 0 ? (int)q->n_ctx : m->context.n_ctx_train;
-    out->weights = m->context.weights;
-    if (q->repack != 0 && !size_add(out->weights, m->repacked, &out->weights))
+int plan_count(PlanNeed *n, const PlanModel *m, bool repack, DibitError *err) {
+    ContextOptions o = { .sinks = KV_SINKS, .window = KV_WINDOW, .n_threads = n->n_threads };
+    n->weights = m->context.weights;
+    if (repack && !size_add(n->weights, m->repacked, &n->weights))
         return fail(err, DIBIT_E_MEMORY, "the model is too large for this machine");
-    if (!context_kv_bytes(&m->context, &o, &out->kv_types, out->n_ctx, &out->kv) ||
-        !context_scratch_bytes(&m->context, &o, &out->kv_types, out->n_ctx, &out->scratch) ||
-        !size_add(out->weights, out->kv, &out->total) ||
-        !size_add(out->total, out->scratch, &out->total))
+    if (!context_kv_bytes(&m->context, &o, &n->kv_types, n->n_ctx, &n->kv) ||
+        !context_scratch_bytes(&m->context, &o, &n->kv_types, n->n_ctx, &n->scratch) ||
+        !size_add(n->weights, n->kv, &n->total) || !size_add(n->total, n->scratch, &n->total))
         return fail(err, DIBIT_E_MEMORY,
                     "a cache of %d positions is too large for this machine, or its heads do not "
                     "fit the type",
-                    out->n_ctx);
+                    n->n_ctx);
     return 0;
+}
+
+int plan_need(PlanNeed *out, const PlanModel *m, const PlanRequest *q, DibitError *err) {
+    *out = (PlanNeed){ .n_threads = q->n_threads > 0 ? (int)q->n_threads : 1 };
+    int r = plan_cache_type(q->cache_type_k, &out->kv_types.k, "k", err);
+    if (r == 0) r = plan_cache_type(q->cache_type_v, &out->kv_types.v, "v", err);
+    out->n_ctx = q->n_ctx > 0 ? (int)q->n_ctx : m->context.n_ctx_train;
+    return r ? r : plan_count(out, m, q->repack != 0, err);
 }

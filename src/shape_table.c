@@ -102,10 +102,11 @@ bool shape_can_make(const Shape *s) {
 /* ---- weights ---- */
 
 typedef struct Tally {
-    const TypeInfo *body, *head;
+    const ShapeTypes *types;
     uint64_t n_params;
     size_t n_bytes;
     size_t odd_cols; /* columns that do not fit the type, or 0 */
+    const TypeInfo *odd;
     bool wrapped;
 } Tally;
 
@@ -115,14 +116,11 @@ static void add(Tally *t, const TypeInfo *type, int times, int rows, int cols) {
     uint64_t r = (uint64_t)rows, c = (uint64_t)cols;
     if (!type_bytes(type, r, c, &n)) {
         t->odd_cols = c;
+        t->odd = type;
         return;
     }
     t->n_params += (uint64_t)times * r * c;
     if (!size_mul(n, (size_t)times, &n) || !size_add(t->n_bytes, n, &t->n_bytes)) t->wrapped = true;
-}
-
-static void add_matrix(Tally *t, int times, int rows, int cols) {
-    add(t, t->body, times, rows, cols);
 }
 
 static void add_vector(Tally *t, int times, int n) {
@@ -133,12 +131,14 @@ static void add_vector(Tally *t, int times, int n) {
 static void tally_decoder(Tally *t, const Shape *s) {
     int l = s->n_layers, e = s->n_embd, q = s->n_heads * s->head_dim;
     int kv = s->n_kv_heads * s->head_dim;
-    add(t, t->head, s->tied ? 1 : 2, s->n_vocab, e);
-    add_matrix(t, l, q, e);
-    add_matrix(t, 2 * l, kv, e);
-    add_matrix(t, l, e, q);
-    add_matrix(t, 2 * l, s->n_ff, e);
-    add_matrix(t, l, e, s->n_ff);
+    const ShapeTypes *y = t->types;
+    add(t, y->embedding, 1, s->n_vocab, e);
+    if (!s->tied) add(t, y->output, 1, s->n_vocab, e);
+    add(t, y->attention, l, q, e);
+    add(t, y->attention, 2 * l, kv, e);
+    add(t, y->attention, l, e, q);
+    add(t, y->feed_forward, 2 * l, s->n_ff, e);
+    add(t, y->feed_forward, l, e, s->n_ff);
     add_vector(t, 2 * l + 1, e);
     if (s->family == SHAPE_QWEN2) add_vector(t, l, q + 2 * kv);
     if (s->family == SHAPE_QWEN3) add_vector(t, 2 * l, s->head_dim);
@@ -148,21 +148,21 @@ static void tally_decoder(Tally *t, const Shape *s) {
  * and LayerNorm, as BERT and Whisper have them; key_bias: Whisper has none. */
 static void tally_layers(Tally *t, const Shape *s, int n, int times, bool key_bias) {
     int e = s->n_embd;
-    add_matrix(t, 4 * times * n, e, e);
+    add(t, t->types->attention, 4 * times * n, e, e);
     add_vector(t, (key_bias ? 4 : 3) * times * n, e);
-    add_matrix(t, n, s->n_ff, e);
-    add_matrix(t, n, e, s->n_ff);
+    add(t, t->types->feed_forward, n, s->n_ff, e);
+    add(t, t->types->feed_forward, n, e, s->n_ff);
     add_vector(t, n, s->n_ff + e);
     add_vector(t, 2 * (times + 1) * n, e);
 }
 
 static void tally_bert(Tally *t, const Shape *s) {
     int e = s->n_embd;
-    add(t, t->head, 1, s->n_vocab, e);
+    add(t, t->types->embedding, 1, s->n_vocab, e);
     add_vector(t, s->n_ctx + 2, e); /* positions, two segments */
     add_vector(t, 2, e);
     tally_layers(t, s, s->n_layers, 1, true);
-    add_matrix(t, 1, e, e); /* pooler */
+    add(t, t->types->attention, 1, e, e); /* pooler */
     add_vector(t, 1, e);
 }
 
@@ -172,17 +172,15 @@ static void tally_whisper(Tally *t, const Shape *s) {
     add(t, type_info(T_F16), 1, e, 3 * e);
     add_vector(t, 2, e);
     add_vector(t, s->n_audio + s->n_ctx, e);
-    add(t, t->head, 1, s->n_vocab, e);
+    add(t, t->types->embedding, 1, s->n_vocab, e);
     tally_layers(t, s, s->n_encode, 1, false);
     tally_layers(t, s, s->n_layers, 2, false);
     add_vector(t, 4, e); /* LayerNorm after the encoder and after the decoder */
 }
 
-int shape_weights(const Shape *s, const char *type, const char *head, uint64_t *n_params,
-                  size_t *n_bytes, DibitError *err) {
-    Tally t = { .body = type_by_name(type), .head = type_by_name(head) };
-    if (!t.body || !t.head)
-        return fail(err, DIBIT_E_ARGUMENT, "unknown tensor type \"%.40s\"", t.body ? head : type);
+int shape_bytes(const Shape *s, const ShapeTypes *types, uint64_t *n_params, size_t *n_bytes,
+                DibitError *err) {
+    Tally t = { .types = types };
     if (s->family == SHAPE_BERT)
         tally_bert(&t, s);
     else if (s->family == SHAPE_WHISPER)
@@ -190,10 +188,18 @@ int shape_weights(const Shape *s, const char *type, const char *head, uint64_t *
     else
         tally_decoder(&t, s);
     if (t.odd_cols)
-        return fail(err, DIBIT_E_ARGUMENT, "%s has matrices of %zu columns, which do not fit %s/%s",
-                    s->name, t.odd_cols, t.body->name, t.head->name);
+        return fail(err, DIBIT_E_ARGUMENT, "%s has matrices of %zu columns, which do not fit %s",
+                    s->name, t.odd_cols, t.odd->name);
     if (t.wrapped) return fail(err, DIBIT_E_MEMORY, "%s is too large for this machine", s->name);
     *n_params = t.n_params;
     *n_bytes = t.n_bytes;
     return 0;
+}
+
+int shape_weights(const Shape *s, const char *type, const char *head, uint64_t *n_params,
+                  size_t *n_bytes, DibitError *err) {
+    const TypeInfo *body = type_by_name(type), *ends = type_by_name(head);
+    if (!body || !ends)
+        return fail(err, DIBIT_E_ARGUMENT, "unknown tensor type \"%.40s\"", body ? head : type);
+    return shape_bytes(s, &(ShapeTypes){ body, body, ends, ends }, n_params, n_bytes, err);
 }

@@ -43,7 +43,7 @@ engine='assert.h ctype.h errno.h fcntl.h float.h inttypes.h limits.h math.h pthr
 kern='immintrin.h arm_neon.h wasm_simd128.h cpuid.h sys/auxv.h asm/hwcap.h'
 offline='regex.h'
 app='jansson.h editline/readline.h histedit.h dirent.h getopt.h signal.h sys/ioctl.h termios.h
- sys/resource.h sys/statvfs.h locale.h langinfo.h strings.h sys/time.h sys/wait.h'
+ sys/resource.h sys/statvfs.h locale.h langinfo.h strings.h sys/time.h sys/wait.h dlfcn.h'
 
 find include src app -name '*.[ch]' -o -name '*.def' | sort | xargs grep -n '^ *# *include' /dev/null |
     awk -v headers="$headers" -v files="$files" -v engine="$engine" -v kern="$kern" \

@@ -16,6 +16,14 @@ EXPORT(dibit_peek)
 int64_t dibit_peek(const void *header, size_t n_have, double n_total, const char *request,
                    size_t n_request, char *out, size_t cap, DibitError *err);
 
+/* The plan (docs/PLAN.md) for a device, described by lines "key=value" (plan.h, web/src/detect.js),
+ * and a model, by its header as above; n_have 0: none yet. `request` has lines of PlanRequest. The
+ * result has lines "key\tvalue\treason", or "need\tBYTES" alone. */
+EXPORT(dibit_plan_text)
+int64_t dibit_plan_text(const char *device, size_t n_device, const void *header, size_t n_have,
+                        double n_total, const char *request, size_t n_request, char *out,
+                        size_t cap, DibitError *err);
+
 static int64_t print_need(const PlanModel *m, const PlanNeed *n, char *out, size_t cap) {
     const ContextPart *p = &m->context.parts[0];
     return snprintf(out, cap,
@@ -30,18 +38,43 @@ static int64_t print_need(const PlanModel *m, const PlanNeed *n, char *out, size
                     (unsigned long long)n->total);
 }
 
+/* As plan_peek(), with the request. */
+static int read_model(PlanModel *m, PlanPart *part, PlanRequest *q, double n_total,
+                      const char *request, size_t n_request, DibitError *err) {
+    if (!(n_total >= 0 && n_total <= 0x1p53))
+        return fail(err, DIBIT_E_ARGUMENT, "%g is no file's size", n_total);
+    part->total = (uint64_t)n_total;
+    int r = plan_request_read(q, request, n_request, err);
+    return r || part->present == 0 ? r : plan_peek(m, part, 1, err);
+}
+
 int64_t dibit_peek(const void *header, size_t n_have, double n_total, const char *request,
                    size_t n_request, char *out, size_t cap, DibitError *err) {
     PlanModel m;
     PlanRequest q;
     PlanNeed need;
     PlanPart part = { .data = header, .present = n_have };
-    if (!(n_total >= 0 && n_total <= 0x1p53))
-        return fail(err, DIBIT_E_ARGUMENT, "%g is no file's size", n_total);
-    part.total = (uint64_t)n_total;
-    int r = plan_request_read(&q, request, n_request, err);
-    if (r == 0) r = plan_peek(&m, &part, 1, err);
+    if (n_have == 0) return snprintf(out, cap, "need\t%d\n", 1 << 16);
+    int r = read_model(&m, &part, &q, n_total, request, n_request, err);
     if (r > 0) return snprintf(out, cap, "need\t%llu\n", (unsigned long long)part.need);
     if (r == 0) r = plan_need(&need, &m, &q, err);
     return r ? r : print_need(&m, &need, out, cap);
+}
+
+int64_t dibit_plan_text(const char *device, size_t n_device, const void *header, size_t n_have,
+                        double n_total, const char *request, size_t n_request, char *out,
+                        size_t cap, DibitError *err) {
+    DeviceInfo d;
+    PlanModel m;
+    PlanRequest q;
+    PlanPart part = { .data = header, .present = n_have };
+    int r = device_read(&d, device, n_device, err);
+    if (r == 0) r = read_model(&m, &part, &q, n_total, request, n_request, err);
+    if (r > 0) return snprintf(out, cap, "need\t%llu\n", (unsigned long long)part.need);
+    Plan *p = r ? NULL : mem_alloc(NULL, sizeof *p);
+    if (r == 0 && !p) r = fail(err, DIBIT_E_MEMORY, "no memory for a plan");
+    if (r == 0) r = plan_make(p, &d, n_have ? &m : NULL, &q, err);
+    int64_t n = r ? r : (int64_t)plan_write(p, out, cap);
+    mem_free(NULL, p);
+    return n;
 }

@@ -64,3 +64,40 @@ test('peek refuses what is wrong', () => {
     assert.throws(() => call('dibit_peek', new Uint8Array(100), 1000, ''), /not a GGUF file/);
     assert.throws(() => peek(1000, '', 2 ** 40), /too large/);
 });
+
+const plan = (device, request = '', n = 1 << 20, total = file.length) =>
+    Object.fromEntries(call('dibit_plan_text', device, file.subarray(0, n), total, request)
+        .map(([k, value, reason]) => [k, { value, reason }]));
+const chrome = ['user_agent=Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/151.0.0.0 Safari/537.36',
+    'memory_mb=8192', 'cores=4', 'wasm_simd=true', 'wasm_relaxed_dot=true', 'wasm_relaxed_madd=true', 'wasm_threads=true'];
+
+test('plan: every line has a value and a reason', () => {
+    const got = plan([...chrome, 'isolated=true', 'shared_memory=true'].join('\n'));
+    assert.equal(got.backend.value, 'wasm');
+    assert.equal(got.module.value, 'dibit-relaxed.wasm');
+    assert.equal(got.n_threads.value, '4');
+    assert.equal(got.fits.value, 'yes');
+    assert.equal(Number(got.total.value), ['weights', 'kv', 'scratch', 'staging'].reduce((n, k) => n + Number(got[k].value), 0));
+    for (const [key, { value, reason }] of Object.entries(got)) assert.ok(value && reason, key);
+    assert.equal(plan(chrome.join('\n')).module.value, 'dibit-relaxed1.wasm'); // not isolated: one thread
+});
+
+test('plan: without a model, with too little of one, and what is wrong', () => {
+    const none = plan(chrome.join('\n'), '', 0, 0);
+    assert.ok(none.bits && !none.total);
+    assert.deepEqual(Object.keys(plan(chrome.join('\n'), '', 100)), ['need']);
+    assert.throws(() => plan('memory_mb=lots'), /memory_mb/);
+    assert.throws(() => plan('colour=red'), /no known key/);
+    assert.throws(() => plan('', 'backend=webgpu'), /not probed/);
+    const small = plan(chrome.join('\n'), 'budget_mb=20\nn_ctx=4096');
+    assert.equal(small.fits.value, 'no');
+    assert.match(small.n_ctx.reason, /needed/);
+});
+
+test('plan: a manifest of variants', () => {
+    const variants = ['q4 bytes=24000000 kld=0.02 attention=q4 feed_forward=q4', 's3 bytes=20000000 kld=0.07 attention=s3 feed_forward=s3',
+        's2 bytes=16600000 kld=0.3 attention=s2 feed_forward=s2'].map(v => `variant=${v}`).join('\n');
+    const of = more => plan([...chrome, ...more].join('\n'), variants).variant.value;
+    assert.equal(of([]), 's3'); // WebAssembly: 3 bits
+    assert.equal(of(['mobile=true', 'memory_mb=1500']), 's2');
+});
