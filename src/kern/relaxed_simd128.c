@@ -266,16 +266,6 @@ MUL(s2_x86, S2, 1)
 MUL(s3_x86, S3, 1)
 MUL(kq_x86, KQ, 1)
 
-/* The NaN that 0 / 0 gives has its sign set on x86 alone. Only speed hangs on it. */
-static int is_x86(void) {
-    volatile float zero = 0;
-    union {
-        float f;
-        uint32_t u;
-    } nan = { zero / zero };
-    return nan.u >> 31 != 0;
-}
-
 void kern_relaxed(Kern *k) {
     int x86 = is_x86();
     k->mul_q4 = x86 ? mul_q4_x86 : mul_q4;
