@@ -81,7 +81,7 @@ web: ; @tools/deps.sh build wasm && tools/web.sh build/web -j $(JOBS)
 PORT ?= 8080
 web-serve:
 	node tools/serve.mjs --port $(PORT) $(if $(ISOLATION),$(if $(filter no,$(ISOLATION)),--no-isolation,--$(ISOLATION)))
-deps: ; @tools/deps.sh build test lint fuzz neon wasm browsers
+deps: ; @tools/deps.sh build test lint fuzz neon wasm browsers gpu
 
 install: program
 	$(call build,build)

@@ -19,11 +19,12 @@ if(DIBIT_SANITIZE)
 endif()
 # A program of a test: everything but app/main.c is linked in.
 function(add_test_program target)
-  add_executable(${target} ${ARGN} $<TARGET_OBJECTS:app_objects> $<TARGET_OBJECTS:dibit_objects>)
+  add_executable(${target} ${ARGN} $<TARGET_OBJECTS:app_objects> $<TARGET_OBJECTS:gpu_objects>
+    $<TARGET_OBJECTS:dibit_objects>)
   target_compile_definitions(${target} PRIVATE SOURCE_DIR="${CMAKE_SOURCE_DIR}"
     BUILD_DIR="${CMAKE_BINARY_DIR}" PROGRAM="$<TARGET_FILE:dibit>"
     SLOWNESS=${SLOWNESS})
-  target_link_libraries(${target} app_objects)
+  target_link_libraries(${target} app_objects gpu_objects)
 endfunction()
 # Tests may run the program.
 foreach(name ${TEST_NAMES})
@@ -52,7 +53,7 @@ endforeach()
 
 add_test(NAME example_kv COMMAND example_kv)
 list(APPEND TESTS example_kv)
-foreach(name includes install neon greedy wasm cli)
+foreach(name includes install neon greedy wasm cli shaders)
   if(EXISTS ${CMAKE_SOURCE_DIR}/tests/${name}.sh)
     add_test(NAME ${name}.sh COMMAND sh tests/${name}.sh)
     list(APPEND TESTS ${name}.sh)

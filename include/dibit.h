@@ -37,7 +37,8 @@ enum {
     DIBIT_E_CONTEXT = -6,     /* the text does not fit the session's context */
     DIBIT_E_NUMERIC = -7,     /* NaN or infinity in weights, activations or logits */
     DIBIT_E_CANCELLED = -8,   /* dibit_cancel() was called */
-    DIBIT_E_TOKENIZER = -9    /* the model file has no tokenizer, or one this build cannot use */
+    DIBIT_E_TOKENIZER = -9,   /* the model file has no tokenizer, or one this build cannot use */
+    DIBIT_E_DEVICE = -10      /* the GPU was lost or refused what it was asked */
 };
 
 typedef struct DibitError {

@@ -241,7 +241,7 @@ static void page_release(const Cache *c, CachePage *p) {
 static bool create_frame(Cache *c) {
     const CacheShape *s = &c->shape;
     size_t n = 2 * (size_t)s->n_layers, fresh;
-    c->n_pages = count_pages(s->n_ctx);
+    c->n_pages = s->elsewhere ? 0 : count_pages(s->n_ctx);
     c->pages = mem_calloc(c->memory, (size_t)c->n_pages, sizeof(CachePage *));
     c->types = mem_alloc(c->memory, n);
     c->before[0] = mem_calloc(c->memory, n, sizeof(size_t));
@@ -259,7 +259,7 @@ static bool create_frame(Cache *c) {
         c->q8_before[i + 1] = c->q8_before[i] + (t->bits != 0);
     }
     c->shape.layer_types = (const uint8_t(*)[2])c->types;
-    if (!c->has_records) return true;
+    if (!c->has_records || s->elsewhere) return true;
     c->fresh_len = s->window + KV_BLOCK + (s->n_batch ? s->n_batch : 256);
     if (!size_mul((size_t)c->fresh_len * 2, (size_t)s->n_kv_heads, &fresh) ||
         !size_mul(fresh, row_q8(s->head_dim), &fresh))
@@ -287,6 +287,7 @@ int cache_create(Cache *c, const CacheShape *s, const DibitAllocator *memory, Di
     if (!count_bytes(s, &c->page_total, &c->recent_bytes))
         return fail(err, DIBIT_E_MEMORY, "no memory for a KV cache of %d positions; lower -c",
                     s->n_ctx);
+    if (s->elsewhere) c->page_total = c->recent_bytes = 0;
     bool ok = create_frame(c);
     for (int p = 0; ok && p < c->n_pages; p++) ok = (c->pages[p] = page_create(c, p)) != NULL;
     if (ok) return 0;
@@ -333,7 +334,7 @@ int cache_fork(Cache *c, const Cache *src, DibitError *err) {
 
 size_t cache_forkable(const Cache *c) {
     size_t n = 0;
-    for (int p = 0; p < pages_in_use(c); p++) n += page_bytes(c, p);
+    for (int p = 0; p < MIN(pages_in_use(c), c->n_pages); p++) n += page_bytes(c, p);
     return n;
 }
 
@@ -396,7 +397,7 @@ int cache_records_end(const Cache *c, int layer, int i) {
 /* Makes pages first..end-1 its own. A page with one owner cannot get another but from this thread.
  */
 static int own_pages(Cache *c, int first, int end, DibitError *err) {
-    for (int p = first; p < end; p++) {
+    for (int p = first; p < MIN(end, c->n_pages); p++) {
         CachePage *old = c->pages[p];
         if (atomic_load(&old->refs) == 1) continue;
         CachePage *own = page_create(c, p);
@@ -447,6 +448,11 @@ void cache_advance(Cache *c, int n) {
     c->n_records = INT_MAX;
     if (c->has_records && c->shape.window)
         c->ring_from = MAX(c->ring_from, c->n_past - c->shape.window);
+}
+
+int cache_record_due(const Cache *c, int pos) {
+    int first = MAX(MIN(records_done(c, pos), c->n_records), c->q8_from);
+    return c->has_records && first < records_done(c, pos + 1) ? first : -1;
 }
 
 bool cache_can_restore(const Cache *c, int n_past, int q8_from, int ring_from) {

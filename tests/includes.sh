@@ -12,6 +12,7 @@ headers='
 2  types.def codec.h
 3  kern.h gguf.h tokenizer.h vocab.h unicode.h sample.h chat.h cache.h kv23.h basis.h trellis23.h
 4  ops.h
+4  gpu.h ops_gpu.h
 5  model.h
 6  session.h
 7  quantize.h evaluate.h shape.h context.h calibrate.h calibration.h calibrate_kv.h calibrate_basis.h dense.h feedback.h recover.h quantize_part.h fields.h plan.h features.h
@@ -23,6 +24,9 @@ src/base.* src/file.c src/pool.c                  0-1
 src/codec* src/types.c src/plain.c src/kquant.c   0-2
 src/scalar23.c                                    0-2
 src/kern/*                                        names kern.h codec.h kv23.h trellis23.h dibit.h
+src/gpu/gpu.h src/gpu/webgpu.c                    0-1 gpu.h
+src/gpu/step*                                     0-6
+src/gpu/*                                         0-4
 src/ops* src/attend*                              0-4
 src/model*                                        0-5
 src/kv.c                                          0-4
@@ -41,12 +45,13 @@ engine='assert.h ctype.h errno.h fcntl.h float.h inttypes.h limits.h math.h pthr
  stdatomic.h stdbool.h stddef.h stdint.h stdio.h stdlib.h string.h sys/mman.h sys/stat.h sys/types.h
  time.h unistd.h'
 kern='immintrin.h arm_neon.h wasm_simd128.h cpuid.h sys/auxv.h asm/hwcap.h'
+gpu='dlfcn.h'
 offline='regex.h'
 app='jansson.h editline/readline.h histedit.h dirent.h getopt.h signal.h sys/ioctl.h termios.h
  sys/resource.h sys/statvfs.h locale.h langinfo.h strings.h sys/time.h sys/wait.h dlfcn.h'
 
 find include src app -name '*.[ch]' -o -name '*.def' | sort | xargs grep -n '^ *# *include' /dev/null |
-    awk -v headers="$headers" -v files="$files" -v engine="$engine" -v kern="$kern" \
+    awk -v headers="$headers" -v files="$files" -v engine="$engine" -v kern="$kern" -v gpu="$gpu" \
         -v offline="$offline" -v app="$app" '
 function glob(p) { gsub(/\./, "\\.", p); gsub(/\*/, ".*", p); return "^" p "$" }
 function has(list, word,   a, n, i) {
@@ -90,6 +95,7 @@ BEGIN {
     if (!quoted) {
         ok = has(file ~ /dibit\.h$/ ? "stddef.h stdint.h" : engine, header) ||
              (file ~ /^src\/kern\// && has(kern, header)) || (file ~ /^app\// && has(app, header)) ||
+             (file == "src/gpu/webgpu.c" && has(gpu, header)) ||
              (file ~ /^src\/quantize/ && has(offline, header))
     } else if (!(base in level))
         ok = match(file, /^(app|src\/kern)\//) && system("test -e " substr(file, 1, RLENGTH) base) == 0

@@ -1,5 +1,5 @@
 #!/bin/sh
-# deps.sh - installs what is missing for a group of work: build, test, lint, fuzz, neon, wasm, browsers.
+# deps.sh - installs what is missing for a group of work: build, test, lint, fuzz, neon, wasm, browsers, gpu.
 # Looks for the tool or header itself and not for the package, so it does nothing, quickly, where all is there.
 # usage: deps.sh GROUP...
 set -eu
@@ -9,6 +9,7 @@ have() { # a probe: cmd:NAME, hdr:FILE or lib:FILE (known to clang)
     cmd:*) command -v "${1#cmd:}" >/dev/null ;;
     hdr:*) printf '#if !__has_include(<%s>)\n#error\n#endif\n' "${1#hdr:}" |
         ${CC:-cc} -E - >/dev/null 2>&1 ;;
+    so:*) /sbin/ldconfig -p | grep -q "${1#so:}" ;;
     cxx) echo 'int main() {}' | ${CXX:-c++} -x c++ -fsyntax-only - >/dev/null 2>&1 ;;
     libfuzzer) [ -e "$(clang -print-file-name=libclang_rt.fuzzer-$(uname -m).a 2>/dev/null)" ] ;;
     esac
@@ -18,7 +19,16 @@ want() { # probe, Debian package
     have "$1" || missing="$missing $2"
 }
 
-missing=
+# npm packages go to build/npm; nothing of the project's own depends on them.
+npm_packages() {
+    absent=
+    for p in $packages; do [ -e "build/npm/node_modules/${p%@*}" ] || absent="$absent $p"; done
+    [ -n "$absent" ] || return 0
+    echo "installing npm packages to build/npm:$absent"
+    mkdir -p build/npm && npm install --prefix build/npm --no-save --ignore-scripts --silent $packages
+}
+
+missing= packages=
 for group in "$@"; do
     case $group in
     build)
@@ -55,10 +65,15 @@ for group in "$@"; do
         want cmd:WebKitWebDriver webkit2gtk-driver
         want cmd:xvfb-run "xvfb xauth"
         ;;
+    gpu) # tests of the GPU side: a WebGPU library, a checker of kernels, the Vulkan loader
+        want cmd:npm npm
+        want so:libvulkan.so.1 libvulkan1
+        packages="bun-webgpu-linux-x64@0.1.7 webgpu@0.6.2"
+        ;;
     *) echo "deps.sh: no group $group" >&2 && exit 2 ;;
     esac
 done
-[ -n "$missing" ] || exit 0
+[ -n "$missing" ] || { npm_packages && exit 0; }
 
 if ! command -v apt-get >/dev/null; then
     echo "missing (by their Debian names):$missing. Please install them and try again." >&2
@@ -78,3 +93,4 @@ install() {
         $sudo env DEBIAN_FRONTEND=noninteractive apt-get -q -y --no-install-recommends install $missing
 }
 install >"$log" 2>&1 || { cat "$log" >&2 && exit 1; }
+npm_packages

@@ -1,0 +1,15 @@
+# shaders.cmake - src/gpu/*.wgsl to one C file: a table of names and texts, comments and indentation
+# left out. cmake -DSOURCES=... -DOUT=file -P shaders.cmake
+set(text "/* made from the .wgsl files */\n#include \"gpu/ops_gpu.h\"\nconst GpuShader gpu_shaders[] = {\n")
+foreach(file ${SOURCES})
+  get_filename_component(name ${file} NAME_WE)
+  file(READ ${file} code)
+  string(REGEX REPLACE "//[^\n]*" "" code "${code}")
+  string(REGEX REPLACE "[ \n]*\n *" "\n" code "${code}")
+  string(REGEX REPLACE "^\n" "" code "${code}")
+  string(REGEX REPLACE " ([-+*/=<>&|!?:%^]+) " "\\1" code "${code}")
+  string(REPLACE "\n" "\\n\"\n\"" code "${code}")
+  string(APPEND text "{ \"${name}\",\n\"${code}\" },\n")
+endforeach()
+string(APPEND text "{ NULL, NULL } };\n")
+file(WRITE ${OUT} "${text}")

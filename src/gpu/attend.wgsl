@@ -1,0 +1,272 @@
+// attend.wgsl - attention of one token over a span of 256 positions: workgroup (x, y) of 256 has
+// HEADS_WG query heads of one KV head and span y. Online softmax: what comes out is the span's
+// largest score, its sum of exponentials and the weighted sum of the values, for merge.wgsl. Matches
+// attend_span() of attend.c with score_*, softmax and accum_* of kern/ within float rounding.
+override D: u32;
+override GROUP: u32; // query heads of a KV head
+override HEADS_WG: u32;
+override SPANS: u32;    // of the context
+override VISIBLE: u32;  // sliding window in positions, 0: none
+override SINKS: u32;
+override WINDOW: u32;
+override K_TYPE: u32;
+override K_ROWS: u32;
+override K_SCALES: u32;
+override K_RECORDS: u32; // where the records begin
+override K_SIGNS: u32;
+override V_TYPE: u32;
+override V_ROWS: u32;
+override V_SCALES: u32;
+override V_RECORDS: u32;
+override V_SIGNS: u32;
+override CONTEXT: u32; // records of a head
+@group(0) @binding(0) var<storage, read> step: array<u32>;
+@group(0) @binding(1) var<storage, read> query: array<u32>;
+@group(0) @binding(2) var<storage, read> k4: array<vec4<u32>>;
+@group(0) @binding(3) var<storage, read> k1: array<u32>; // the same
+@group(0) @binding(4) var<storage, read> vs: array<u32>;
+@group(0) @binding(5) var<storage, read_write> partial: array<f32>;
+var<workgroup> s: array<f32, HEADS_WG * 256u>;
+var<workgroup> red: array<vec4f, 256>;
+var<workgroup> out: array<f32, HEADS_WG * D>;
+const LOWEST = -3.0e38;
+
+fn record_words() -> u32 { return (D / 16u + 3u) / 4u * 4u; }
+fn sign_words() -> u32 { return D / 32u; }
+
+// The scale byte of a record whose words begin at `at`.
+fn scale_byte(k: bool, at: u32) -> u32 {
+  var b = 0u;
+  for (var g = 0u; g < 8u; g++) {
+    let t = (2u * g + 1u) * (D / 4u) / 16u;
+    var c = 0u;
+    if (k) { c = k1[at + t / 4u]; } else { c = vs[at + t / 4u]; }
+    b |= ((c >> (8u * (t % 4u) + 7u)) & 1u) << g;
+  }
+  return b;
+}
+
+// Whether side `kind` reads position p as a q8 row, and which: rows of records are the recent ones.
+fn recent_row(p: u32, records: u32) -> u32 {
+  return select(SINKS + p % max(WINDOW, 1u), p, p < min(SINKS, records));
+}
+fn as_record(kind: u32, p: u32, records: u32) -> bool {
+  return kind >= 3u && p >= min(SINKS, records) && p < records;
+}
+
+fn score_record(i: u32, head: u32, kv: u32, p: u32) {
+  let at = K_RECORDS + (kv * CONTEXT + p) * record_words();
+  let signs = K_SIGNS + (kv * CONTEXT + p) * sign_words();
+  var dots: array<i32, 8>;
+  var before = 0u;
+  for (var j = 0u; j < D / 16u; j++) {
+    let c = k1[at + j];
+    let st = states(c, before);
+    before = c;
+    var sg = 0u;
+    if (K_TYPE == 3u) { sg = k1[signs + j / 2u] >> (16u * (j % 2u)); }
+    let u = vec4<u32>(lanes_of(st.x, K_TYPE, sg), lanes_of(st.y, K_TYPE, sg >> 4u),
+                      lanes_of(st.z, K_TYPE, sg >> 8u), lanes_of(st.w, K_TYPE, sg >> 12u));
+    for (var h = 0u; h < HEADS_WG; h++) {
+      let q = (head + h) * (D + 4u) + D / 4u + 4u * j;
+      dots[h] += idot(u.x, query[q]) + idot(u.y, query[q + 1u]) + idot(u.z, query[q + 2u]) +
+                 idot(u.w, query[q + 3u]);
+    }
+  }
+  let rms = kv_rms(scale_byte(true, at));
+  for (var h = 0u; h < HEADS_WG; h++) {
+    let q = (head + h) * (D + 4u) + D;
+    let sum = bitcast<i32>(query[q + 1u]);
+    let unit = select(rms * (1.0 / 1.40), rms * (0.25 / 1.38), K_TYPE == 3u);
+    let total = select(dots[h] - 4 * sum, 2 * dots[h] - 31 * sum, K_TYPE == 3u);
+    s[h * 256u + i] = unit * bitcast<f32>(query[q]) * f32(total);
+  }
+}
+
+fn score_q8(i: u32, head: u32, kv: u32, row: u32) {
+  let at = (kv * K_ROWS + row) / 16u * (D / 16u) * 16u + row % 16u;
+  let scale = bitcast<f32>(k1[K_SCALES + kv * K_ROWS + row]);
+  var dots: array<i32, 8>;
+  for (var j = 0u; j < D / 16u; j++) {
+    let c = k4[at + 16u * j];
+    for (var h = 0u; h < HEADS_WG; h++) {
+      let q = (head + h) * (D + 4u) + 4u * j;
+      dots[h] += idot(c.x, query[q]) + idot(c.y, query[q + 1u]) + idot(c.z, query[q + 2u]) +
+                 idot(c.w, query[q + 3u]);
+    }
+  }
+  for (var h = 0u; h < HEADS_WG; h++) {
+    s[h * 256u + i] = bitcast<f32>(query[(head + h) * (D + 4u) + D]) * scale * f32(dots[h]);
+  }
+}
+
+fn query4(q: u32) -> vec4f {
+  return bitcast<vec4f>(vec4<u32>(query[q], query[q + 1u], query[q + 2u], query[q + 3u]));
+}
+
+fn score_f16(i: u32, head: u32, kv: u32, row: u32) {
+  let at = (kv * K_ROWS + row) / 16u * (D / 8u) * 16u + row % 16u;
+  var dots: array<f32, 8>;
+  for (var j = 0u; j < D / 8u; j++) {
+    let c = k4[at + 16u * j];
+    let x = vec4f(unpack2x16float(c.x), unpack2x16float(c.y));
+    let y = vec4f(unpack2x16float(c.z), unpack2x16float(c.w));
+    for (var h = 0u; h < HEADS_WG; h++) {
+      let q = (head + h) * (D + 4u) + 8u * j;
+      dots[h] += dot(x, query4(q)) + dot(y, query4(q + 4u));
+    }
+  }
+  for (var h = 0u; h < HEADS_WG; h++) { s[h * 256u + i] = dots[h]; }
+}
+
+// Scores to weights; largest score and sum of each head to partial. A head has 256 / HEADS_WG
+// invocations, a power of two.
+fn softmax(i: u32, head: u32, span: u32, p0: u32, first: u32, end: u32) {
+  let lanes = 256u / HEADS_WG;
+  let h = i / lanes;
+  let l = i % lanes;
+  var top = LOWEST;
+  for (var p = l; p < 256u; p += lanes) {
+    if (p0 + p >= first && p0 + p < end) { top = max(top, s[h * 256u + p]); }
+  }
+  red[i].x = top;
+  workgroupBarrier();
+  for (var w = lanes / 2u; w > 0u; w >>= 1u) {
+    if (l < w) { red[i].x = max(red[i].x, red[i + w].x); }
+    workgroupBarrier();
+  }
+  top = red[h * lanes].x;
+  var sum = 0.0;
+  for (var p = l; p < 256u; p += lanes) {
+    var e = 0.0;
+    if (p0 + p >= first && p0 + p < end) { e = exp(s[h * 256u + p] - top); }
+    s[h * 256u + p] = e;
+    sum += e;
+  }
+  red[i].y = sum;
+  workgroupBarrier();
+  for (var w = lanes / 2u; w > 0u; w >>= 1u) {
+    if (l < w) { red[i].y += red[i + w].y; }
+    workgroupBarrier();
+  }
+  if (l == 0u) {
+    let at = ((head + h) * SPANS + span) * (D + 2u) + D;
+    partial[at] = top;
+    partial[at + 1u] = red[i].y;
+  }
+}
+
+// Adds x, coordinates at, at + 1 * stride.. of each invocation, over the slices of `words`.
+fn add_slices(i: u32, words: u32, slices: u32, x: vec4f, at: u32, stride: u32, n: u32) {
+  workgroupBarrier();
+  red[i] = x;
+  workgroupBarrier();
+  if (i < words) {
+    var sum = vec4f();
+    for (var e = 0u; e < slices; e++) { sum += red[e * words + i]; }
+    for (var c = 0u; c < n; c++) { out[at + c * stride] += sum[c]; }
+  }
+}
+
+fn accum_records(i: u32, h: u32, kv: u32, p0: u32, first: u32, end: u32) {
+  let words = D / 16u;
+  let slices = 256u / words;
+  let j = i % words;
+  var acc: array<vec4f, 4>;
+  var total = 0.0;
+  if (i < slices * words) {
+    for (var p = first + i / words; p < end; p += slices) {
+      let at = V_RECORDS + (kv * CONTEXT + p) * record_words() + j;
+      let c = vs[at];
+      var before = 0u;
+      if (j > 0u) { before = vs[at - 1u]; }
+      var sg = 0u;
+      if (V_TYPE == 3u) {
+        sg = vs[V_SIGNS + (kv * CONTEXT + p) * sign_words() + j / 2u] >> (16u * (j % 2u));
+      }
+      let weight = s[h * 256u + p - p0];
+      let st = states(c, before);
+      for (var t = 0u; t < 4u; t++) {
+        let u = lanes_of(st[t], V_TYPE, sg >> (4u * t));
+        acc[t] += weight * vec4f(vec4<u32>(u, u >> 8u, u >> 16u, u >> 24u) & vec4<u32>(255u));
+      }
+      total += weight;
+    }
+  }
+  for (var t = 0u; t < 4u; t++) {
+    let x = select(acc[t] - 4.0 * total, 2.0 * acc[t] - 31.0 * total, V_TYPE == 3u);
+    add_slices(i, words, slices, x, h * D + 4u * j + t, D / 4u, 4u);
+  }
+}
+
+// Positions from..to-1 that are q8 rows (kind 1) or f16 rows (kind 0).
+fn accum_rows(i: u32, h: u32, kv: u32, p0: u32, first: u32, end: u32, records: u32) {
+  let per = select(4u, 2u, V_TYPE == 0u); // coordinates of a word
+  let words = D / per;
+  let slices = 256u / words;
+  let j = i % words;
+  var acc = vec4f();
+  if (i < slices * words) {
+    for (var p = first + i / words; p < end; p += slices) {
+      if (as_record(V_TYPE, p, records)) { continue; }
+      var row = p;
+      if (V_TYPE >= 3u) { row = recent_row(p, records); }
+      let c = vs[(kv * V_ROWS + row) * words + j];
+      let weight = s[h * 256u + p - p0];
+      if (V_TYPE == 0u) {
+        acc += weight * vec4f(unpack2x16float(c), 0.0, 0.0);
+      } else {
+        let b = bitcast<vec4<i32>>(vec4<u32>(c << 24u, c << 16u, c << 8u, c)) >> vec4<u32>(24u);
+        acc += weight * bitcast<f32>(vs[V_SCALES + kv * V_ROWS + row]) * vec4f(b);
+      }
+    }
+  }
+  add_slices(i, words, slices, acc, h * D + per * j, 1u, per);
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u32) {
+  let head = wg.x * HEADS_WG;
+  let kv = head / GROUP;
+  let span = wg.y;
+  let pos = step[1];
+  let records = step[2];
+  let p0 = span * 256u;
+  let p = p0 + i;
+  var first = p0;
+  if (VISIBLE > 0u && pos + 1u > VISIBLE) { first = max(first, pos + 1u - VISIBLE); }
+  let end = min(pos + 1u, p0 + 256u);
+  for (var j = i; j < HEADS_WG * D; j += 256u) { out[j] = 0.0; }
+  if (p >= first && p < end) {
+    if (K_TYPE == 0u) {
+      score_f16(i, head, kv, p);
+    } else if (K_TYPE == 1u) {
+      score_q8(i, head, kv, p);
+    } else if (as_record(K_TYPE, p, records)) {
+      score_record(i, head, kv, p);
+    } else {
+      score_q8(i, head, kv, recent_row(p, records));
+    }
+  }
+  workgroupBarrier();
+  softmax(i, head, span, p0, first, end);
+  workgroupBarrier();
+  let begin = max(first, min(SINKS, records)); // records of values
+  let to = min(end, records);
+  if (V_TYPE >= 3u && begin < to) {
+    if (p >= begin && p < to) {
+      let rms = kv_rms(scale_byte(false, V_RECORDS + (kv * CONTEXT + p) * record_words()));
+      let unit = select(rms * (1.0 / 1.40), rms * (0.25 / 1.38), V_TYPE == 3u);
+      for (var h = 0u; h < HEADS_WG; h++) { s[h * 256u + i] *= unit; }
+    }
+    workgroupBarrier();
+    for (var h = 0u; h < HEADS_WG; h++) { accum_records(i, h, kv, p0, begin, to); }
+  }
+  if (V_TYPE < 3u || first < begin || end > to) {
+    for (var h = 0u; h < HEADS_WG; h++) { accum_rows(i, h, kv, p0, first, end, records); }
+  }
+  workgroupBarrier();
+  for (var j = i; j < HEADS_WG * D; j += 256u) {
+    partial[((head + j / D) * SPANS + span) * (D + 2u) + j % D] = out[j];
+  }
+}

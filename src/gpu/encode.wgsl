@@ -1,0 +1,200 @@
+// encode.wgsl - the record of position step[3] - 1 from its q8 row, one KV head a workgroup of 256: the
+// beam search of kv23.c (search(), kv_luts, kv_step, trace_back) with a survivor's parent kept, and
+// store(). An invocation tries one next byte. step[3] = 0: nothing to do.
+override D: u32;
+override KIND: u32; // K3 3, K2 4
+override KEYS: u32; // 1: rows lie as keys do
+override ROWS: u32;
+override SCALES: u32;
+override RECORDS: u32;
+override SIGNS: u32;
+override CONTEXT: u32;
+override SINKS: u32;
+override WINDOW: u32;
+const BEAM = 8u;
+@group(0) @binding(0) var<storage, read> step: array<u32>;
+@group(0) @binding(1) var<storage, read> weights: array<vec4f>; // of the lanes' errors, by head
+@group(0) @binding(2) var<storage, read_write> rows: array<u32>;
+var<workgroup> x: array<f32, 256>;
+var<workgroup> lut: array<u32, 768>;    // (step, lane, 3): costs of p = 0..8, a byte each
+var<workgroup> trace: array<u32, 1040>; // (step, 16) survivors: state | parent << 8
+var<workgroup> costs: array<u32, 16>;
+var<workgroup> n_at: array<atomic<u32>, 64>;
+var<workgroup> alive: array<atomic<u32>, 8>;
+var<workgroup> least: atomic<u32>;
+var<workgroup> limit: atomic<u32>;
+var<workgroup> code: array<u32, 64>;
+const borders = array<f32, 16>(1.02189715, 1.06714040, 1.11438674, 1.16372486, 1.21524736,
+    1.26905096, 1.32523664, 1.38390988, 1.44518081, 1.50916443, 1.57598085, 1.64575548, 1.71861930,
+    1.79470908, 1.87416763, 1.95714412);
+
+fn scale_byte_of(rms: f32) -> u32 {
+  let u = bitcast<u32>(rms);
+  if (u == 0u) { return 0u; }
+  let m = bitcast<f32>((u & 0x7fffffu) | 0x3f800000u);
+  var b = borders;
+  var k = 0;
+  while (k < 16 && m >= b[min(k, 15)]) { k++; }
+  return u32(clamp(16 * (i32(u >> 23u) - 127) + k + 128, 0, 255));
+}
+
+fn row_word(head: u32, row: u32, j: u32) -> u32 {
+  if (KEYS == 0u) { return rows[(head * ROWS + row) * (D / 4u) + j]; }
+  return rows[(((head * ROWS + row) / 16u * (D / 16u) + j / 4u) * 16u + row % 16u) * 4u + j % 4u];
+}
+
+// Costs of lane i of step t as 4t + i: x less each value, squared, in 1/8 or 1/16, at most 63.
+fn make_lut(k: u32, inverse: f32, weight: f32) {
+  var w = x[k % 4u * (D / 4u) + k / 4u] * inverse;
+  if (KIND == 3u) { w = abs(w); }
+  w = clamp(w, -16.0, 16.0);
+  var f: array<f32, 12>;
+  var low = 1e9;
+  for (var p = 0u; p < 9u; p++) {
+    var e = w - (f32(p) - 4.0);
+    if (KIND == 3u) { e = w - abs(f32(p) - 4.25); }
+    f[p] = e * e;
+    low = min(low, f[p]);
+  }
+  for (var j = 0u; j < 3u; j++) {
+    var word = 0u;
+    for (var b = 0u; b < 4u; b++) {
+      var c = 63u;
+      let cost = (f[4u * j + b] - low) * (select(8.0, 16.0, KIND == 3u) * weight);
+      if (4u * j + b < 9u && cost < 63.0) { c = u32(cost + 0.5); }
+      word |= c << (8u * b);
+    }
+    lut[3u * k + j] = word;
+  }
+}
+
+fn cost_of(t: u32, p: u32) -> u32 {
+  var c = 0u;
+  for (var i = 0u; i < 4u; i++) {
+    let u = (p >> (8u * i)) & 15u;
+    c += (lut[3u * (4u * t + i) + u / 4u] >> (8u * (u % 4u))) & 255u;
+  }
+  return c;
+}
+
+// One step: survivors of step t + 1 from the n of step t. half: 0 or 1 where a bit of the scale
+// stands in the byte, else 2. Returns their number.
+fn advance(i: u32, t: u32, n: u32, half: u32) -> u32 {
+  var best = 1u << 30u;
+  var parent = 0u;
+  for (var k = 0u; k < n; k++) {
+    let c = cost_of(t, t4((trace[16u * t + k] & 255u) | (i << 8u))) + costs[k];
+    if (c < best) {
+      best = c;
+      parent = k;
+    }
+  }
+  let allowed = half == 2u || (i >> 7u) == half;
+  best = min(best, 255u);
+  if (i < 64u) { atomicStore(&n_at[i], 0u); }
+  if (i < 8u) { atomicStore(&alive[i], 0u); }
+  if (i == 0u) {
+    atomicStore(&least, 255u);
+    atomicStore(&limit, 63u);
+  }
+  workgroupBarrier();
+  if (allowed) { atomicMin(&least, best); }
+  workgroupBarrier();
+  let above = best - min(best, atomicLoad(&least));
+  if (allowed && above < 64u) { atomicAdd(&n_at[above], 1u); }
+  workgroupBarrier();
+  if (i < 64u) {
+    var below = 0u;
+    for (var k = 0u; k < 64u; k++) { below += select(0u, atomicLoad(&n_at[k]), k <= i); }
+    if (below >= BEAM) { atomicMin(&limit, i); }
+  }
+  workgroupBarrier();
+  let lives = allowed && above <= atomicLoad(&limit);
+  if (lives) { atomicOr(&alive[i / 32u], 1u << (i % 32u)); }
+  workgroupBarrier();
+  var rank = 0u;
+  var count = 0u;
+  for (var k = 0u; k < 8u; k++) {
+    let word = atomicLoad(&alive[k]);
+    count += countOneBits(word);
+    if (k < i / 32u) { rank += countOneBits(word); }
+    if (k == i / 32u) { rank += countOneBits(word & ((1u << (i % 32u)) - 1u)); }
+  }
+  if (lives && rank < 2u * BEAM) {
+    trace[16u * (t + 1u) + rank] = i | (parent << 8u);
+    costs[rank] = above;
+  }
+  workgroupBarrier();
+  return min(count, 2u * BEAM);
+}
+
+fn store_record(i: u32, head: u32, p: u32) {
+  let nb = D / 4u;
+  if (i < nb / 4u) {
+    let at = RECORDS + (head * CONTEXT + p) * ((D / 16u + 3u) / 4u * 4u) + i;
+    let c = 4u * i;
+    rows[at] = code[c] | (code[c + 1u] << 8u) | (code[c + 2u] << 16u) | (code[c + 3u] << 24u);
+  }
+  if (KIND == 3u && i < D / 32u) {
+    var word = 0u;
+    for (var e = 0u; e < 8u; e++) {
+      let t = 8u * i + e;
+      var before = 0u;
+      if (t > 0u) { before = code[t - 1u]; }
+      let u = t4(before | (code[t] << 8u));
+      for (var l = 0u; l < 4u; l++) { // set where x has the other sign than p - 4.25
+        let minus = (x[l * nb + t] < 0.0) != (((u >> (8u * l)) & 255u) < 5u);
+        word |= select(0u, 1u, minus) << (4u * e + l);
+      }
+    }
+    rows[SIGNS + (head * CONTEXT + p) * (D / 32u) + i] = word;
+  }
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u32) {
+  if (step[3] == 0u) { return; }
+  let p = step[3] - 1u;
+  let head = wg.x;
+  let row = SINKS + p % WINDOW;
+  let nb = D / 4u;
+  var scale = bitcast<f32>(rows[SCALES + head * ROWS + row]);
+  if (magnitude(scale) >= INFINITE) { scale = 0.0; }
+  if (i < D) {
+    let c = bitcast<i32>(row_word(head, row, i / 4u) << (24u - 8u * (i % 4u))) >> 24u;
+    x[i] = f32(c) * scale;
+  }
+  if (i < 64u) { code[i] = 0u; }
+  workgroupBarrier();
+  var sum = 0.0;
+  for (var j = 0u; j < D; j++) { sum += x[j] * x[j]; }
+  let b = scale_byte_of(sqrt(sum / f32(D)));
+  let inverse = select(1.40, 1.38, KIND == 3u) / kv_rms(max(b, 1u));
+  if (i < D) { make_lut(i, inverse, weights[head % arrayLength(&weights)][i % 4u]); }
+  if (i == 0u) {
+    trace[0] = 0u;
+    costs[0] = 0u;
+  }
+  workgroupBarrier();
+  var n = 1u;
+  for (var t = 0u; t < nb; t++) {
+    var half = 2u;
+    for (var g = 0u; g < 8u; g++) {
+      if ((2u * g + 1u) * nb / 16u == t) { half = (b >> g) & 1u; }
+    }
+    n = advance(i, t, n, half);
+  }
+  if (i == 0u && b > 0u) {
+    var best = 0u;
+    for (var k = 1u; k < n; k++) {
+      if (costs[k] < costs[best]) { best = k; }
+    }
+    for (var t = nb; t > 0u; t--) {
+      let e = trace[16u * t + best];
+      code[t - 1u] = e & 255u;
+      best = e >> 8u;
+    }
+  }
+  workgroupBarrier();
+  store_record(i, head, p);
+}

@@ -1,0 +1,40 @@
+// mul_s.wgsl - units of s2 and s3: 128 inputs, four groups. Two vectors of low code bits (words 2g and
+// 2g+1 of a unit are the two of group g), for s3 one vector of third bits (word g), and a word of
+// the four bytes c | z << 4. Matches mul_s() of kern/scalar.c.
+override LEVELS: u32; // 4 or 8
+@group(0) @binding(2) var<storage, read> cz: array<u32>;
+@group(0) @binding(3) var<storage, read> q: array<vec4<u32>>;
+@group(0) @binding(4) var<storage, read> groups: array<vec2u>;
+@group(0) @binding(5) var<storage, read> row_scales: array<f32>;
+
+fn codes(c: u32, third: u32) -> vec4<u32> {
+  let lo = vec4<u32>(c, c >> 2u, c >> 4u, c >> 6u) & vec4<u32>(0x03030303u);
+  if (LEVELS == 4u) { return lo; }
+  let bits = vec4<u32>(third, third >> 1u, third >> 2u, third >> 3u) & vec4<u32>(0x01010101u);
+  return lo | (bits << vec4<u32>(2u));
+}
+
+fn group_dot(c: vec2u, third: u32, cz8: u32, g: u32) -> f32 {
+  let a = q[2u * g];
+  let b = q[2u * g + 1u];
+  let x = codes(c.x, third);
+  let y = codes(c.y, third >> 4u);
+  let s = idot(x.x, a.x) + idot(x.y, a.y) + idot(x.z, a.z) + idot(x.w, a.w) +
+          idot(y.x, b.x) + idot(y.y, b.y) + idot(y.z, b.z) + idot(y.w, b.w);
+  let info = groups[g];
+  let z = i32((cz8 >> 4u) & 15u) - 4 - 4 * i32(LEVELS);
+  return bitcast<f32>(info.x) * f32(i32((cz8 & 15u) + 4u) * (8 * s + z * bitcast<i32>(info.y)));
+}
+
+fn unit_dot(at: u32, r: u32, u: u32) -> f32 {
+  let e = cz[at * 16u + r];
+  let i = at * (LEVELS / 4u * 16u + 16u) + r; // 32 vectors a unit, 48 with third bits
+  let c = w[i];
+  let d = w[i + 16u];
+  var t = vec4<u32>();
+  if (LEVELS == 8u) { t = w[i + 32u]; }
+  return group_dot(c.xy, t.x, e, 4u * u) + group_dot(c.zw, t.y, e >> 8u, 4u * u + 1u) +
+         group_dot(d.xy, t.z, e >> 16u, 4u * u + 2u) + group_dot(d.zw, t.w, e >> 24u, 4u * u + 3u);
+}
+
+fn row_scale(row: u32) -> f32 { return row_scales[row] * 0.125; }

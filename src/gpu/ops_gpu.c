@@ -1,0 +1,391 @@
+/* ops_gpu.c - kernels by name and constants, lists of dispatches, and the operations but for the
+ * layout of matrices (matrix_gpu.c) and attention (attend_gpu.c). */
+#include "gpu/ops_gpu.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "trellis23.h"
+
+enum { TEXT_BYTES = 48 << 10 };
+
+/* ---- kernels ---- */
+
+int gpu_ops_create(GpuOps *o, Gpu *gpu, const DibitAllocator *memory, DibitError *err) {
+    *o = (GpuOps){ .gpu = gpu, .caps = gpu_caps(gpu) };
+    if (memory) o->memory = *memory;
+    o->text = mem_alloc(&o->memory, TEXT_BYTES);
+    return o->text ? 0 : fail(err, DIBIT_E_MEMORY, "no memory for GPU kernels");
+}
+
+void gpu_ops_free(GpuOps *o) {
+    for (int i = 0; i < o->n_kernels; i++) gpu_free(o->gpu, o->kernels[i].id);
+    mem_free(&o->memory, o->kernels);
+    mem_free(&o->memory, o->text);
+    *o = (GpuOps){ 0 };
+}
+
+int gpu_ops_error(GpuOps *o, DibitError *err) {
+    int r = o->r;
+    if (r != 0 && err) *err = o->error;
+    o->r = 0;
+    return r;
+}
+
+static void failed(GpuOps *o) {
+    o->r = o->error.code;
+}
+
+GpuId gpu_ops_buffer(GpuOps *o, size_t n_bytes) {
+    if (o->r != 0) return 0;
+    n_bytes = (n_bytes + 255) & ~(size_t)255; /* kernels may read whole vectors */
+    GpuId id = gpu_buffer(o->gpu, n_bytes, &o->error);
+    if (!id) failed(o);
+    o->n_bytes += id ? n_bytes : 0;
+    return id;
+}
+
+/* Which files make up a kernel, in order; common.wgsl comes before all. */
+static const struct {
+    const char *name, *parts[3];
+} kernels[] = {
+    { "norm", { "source", "norm" } },
+    { "quant", { "source", "quant" } },
+    { "rotate", { "source", "rotate" } },
+    { "quant_t", { "quant_t" } },
+    { "mul_q4", { "mul_q4", "mul" } },
+    { "mul_q8", { "mul_q8", "mul" } },
+    { "mul_s", { "mul_s", "mul" } },
+    { "mul_f", { "mul_f", "mul" } },
+    { "mul_t", { "mul_t" } },
+    { "heads", { "basis", "heads" } },
+    { "attend", { "records", "attend" } },
+    { "merge", { "basis", "merge" } },
+    { "encode", { "records", "encode" } },
+    { "embed", { "embed" } },
+    { "argmax", { "argmax" } },
+};
+
+static const char *shader(const char *name) {
+    const GpuShader *s = gpu_shaders;
+    while (s->name && strcmp(s->name, name) != 0) s++;
+    return s->text;
+}
+
+/* The sum of four products of signed bytes, where the language has it and where not. */
+static const char dot_native[] = "fn idot(a:u32,b:u32)->i32{return dot4I8Packed(a,b);}\n";
+static const char dot_plain[] =
+    "fn idot(a:u32,b:u32)->i32{\n"
+    "let x=bitcast<vec4<i32>>(vec4<u32>(a<<24u,a<<16u,a<<8u,a))>>vec4<u32>(24u);\n"
+    "let y=bitcast<vec4<i32>>(vec4<u32>(b<<24u,b<<16u,b<<8u,b))>>vec4<u32>(24u);\n"
+    "return dot(x,y);}\n";
+
+const char *gpu_ops_text(GpuOps *o, const char *name) {
+    for (size_t i = 0; i < ARRAY_LEN(kernels); i++) {
+        if (strcmp(kernels[i].name, name) != 0) continue;
+        const char *const *p = kernels[i].parts;
+        int n = snprintf(o->text, TEXT_BYTES, "%s%s%s%s%s", o->caps->dot4 ? dot_native : dot_plain,
+                         shader("common"), shader(p[0]), p[1] ? shader(p[1]) : "",
+                         p[1] && p[2] ? shader(p[2]) : "");
+        return n < TEXT_BYTES ? o->text : NULL;
+    }
+    return NULL;
+}
+
+typedef struct Consts {
+    GpuConst at[GPU_CONSTS];
+    int n;
+} Consts;
+
+static bool same_consts(const GpuKernel *k, const GpuConst *c, int n) {
+    if (k->n_consts != n) return false;
+    for (int i = 0; i < n; i++)
+        if (k->consts[i].value != c[i].value || strcmp(k->consts[i].name, c[i].name) != 0)
+            return false;
+    return true;
+}
+
+static GpuId kernel(GpuOps *o, const char *name, const GpuConst *c, int n) {
+    for (int i = 0; i < o->n_kernels; i++)
+        if (strcmp(o->kernels[i].name, name) == 0 && same_consts(&o->kernels[i], c, n))
+            return o->kernels[i].id;
+    if (o->n_kernels == o->cap_kernels) {
+        int cap = 2 * o->cap_kernels + 32;
+        GpuKernel *more = mem_calloc(&o->memory, (size_t)cap, sizeof *more);
+        if (!more) {
+            fail(&o->error, DIBIT_E_MEMORY, "no memory for GPU kernels");
+            return 0;
+        }
+        if (o->n_kernels) memcpy(more, o->kernels, (size_t)o->n_kernels * sizeof *more);
+        mem_free(&o->memory, o->kernels);
+        o->kernels = more;
+        o->cap_kernels = cap;
+    }
+    GpuKernel *k = &o->kernels[o->n_kernels];
+    *k = (GpuKernel){ .name = name, .n_consts = n };
+    memcpy(k->consts, c, (size_t)n * sizeof *c);
+    k->id = gpu_kernel(o->gpu, name, gpu_ops_text(o, name), c, n, &o->error);
+    if (k->id) o->n_kernels++;
+    return k->id;
+}
+
+/* ---- lists ---- */
+
+void gpu_list_free(GpuOps *o, GpuList *l) {
+    for (int i = 0; i < l->n; i++) gpu_free(o->gpu, l->runs[i].bind);
+    mem_free(&o->memory, l->runs);
+    *l = (GpuList){ 0 };
+}
+
+void gpu_list_run(const GpuOps *o, const GpuList *l, int pos) {
+    uint32_t spans = (uint32_t)pos / 256 + 1;
+    for (const GpuRun *r = l->runs; r < l->runs + l->n; r++)
+        gpu_run(o->gpu, r->kernel, r->bind, r->x, r->by_span ? spans : r->y, 1);
+}
+
+static bool grow(GpuOps *o, GpuList *l) {
+    if (l->n < l->cap) return true;
+    int cap = 2 * l->cap + 64;
+    GpuRun *more = mem_calloc(&o->memory, (size_t)cap, sizeof *more);
+    if (!more) return false;
+    if (l->n) memcpy(more, l->runs, (size_t)l->n * sizeof *more);
+    mem_free(&o->memory, l->runs);
+    l->runs = more;
+    l->cap = cap;
+    return true;
+}
+
+void gpu_list_add(GpuOps *o, GpuList *l, const char *name, const GpuConst *consts, int n_consts,
+                  const GpuRange *ranges, int n_ranges, uint32_t x, uint32_t y) {
+    if (o->r != 0) return;
+    GpuId k = kernel(o, name, consts, n_consts);
+    GpuId bind = k ? gpu_bind(o->gpu, k, ranges, n_ranges, &o->error) : 0;
+    if (bind && !grow(o, l)) {
+        gpu_free(o->gpu, bind);
+        fail(&o->error, DIBIT_E_MEMORY, "no memory for a list of GPU work");
+        bind = 0;
+    }
+    if (!bind) {
+        failed(o);
+        return;
+    }
+    l->runs[l->n++] = (GpuRun){ k, bind, x, MAX(y, 1u), y == 0 };
+}
+
+/* ---- inputs of matrices ---- */
+
+static GpuRange all(GpuId buffer) {
+    return (GpuRange){ buffer, 0, 0 };
+}
+
+void gpu_input(GpuOps *o, GpuInput *in, size_t widest) {
+    size_t padded = (widest + 127) / 128 * 128;
+    *in = (GpuInput){ .widest = widest };
+    in->q = gpu_ops_buffer(o, padded);
+    in->groups = gpu_ops_buffer(o, padded / 32 * 8);
+    in->x = gpu_ops_buffer(o, padded * sizeof(float));
+    in->y = gpu_ops_buffer(o, padded * sizeof(float));
+}
+
+void gpu_input_free(GpuOps *o, GpuInput *in) {
+    gpu_free(o->gpu, in->q);
+    gpu_free(o->gpu, in->groups);
+    gpu_free(o->gpu, in->x);
+    gpu_free(o->gpu, in->y);
+    *in = (GpuInput){ 0 };
+}
+
+enum { TILE_LEAST = 1024, TILE_MOST = 4096, BLOCK = 1024 };
+
+static uint32_t pieces(size_t n, size_t each) {
+    return (uint32_t)((n + each - 1) / each);
+}
+
+/* One pass of the rotation; from: what is read, NULL: the other buffer. */
+typedef struct Turn {
+    size_t n, size, stride; /* sets of `size` values, `stride` apart */
+    bool sign, quant;
+    uint32_t seed;
+    double factor;
+} Turn;
+
+static void add_turn(GpuOps *o, GpuList *l, const GpuInput *in, const GpuSource *s, GpuId to,
+                     const Turn *t) {
+    size_t tile = MIN(MAX(t->size, (size_t)TILE_LEAST), (size_t)TILE_MOST);
+    const GpuConst consts[] = {
+        { "N", (double)t->n },      { "SRC", s->kind },       { "EPS", (double)s->eps },
+        { "SET", (double)t->size }, { "TILE", (double)tile }, { "STRIDE", (double)t->stride },
+        { "SIGN", t->sign },        { "SEED", t->seed },      { "FACTOR", t->factor },
+        { "QUANT", t->quant },
+    };
+    const GpuRange ranges[] = { s->a, s->kind == GPU_PLAIN ? s->a : s->b, all(to), all(in->q),
+                                all(in->groups) };
+    gpu_list_add(o, l, "rotate", consts, ARRAY_LEN(consts), ranges, ARRAY_LEN(ranges),
+                 pieces(t->n, tile), 1);
+}
+
+/* trellis_rotate(), then quantize_t(). */
+static void input_rotated(GpuOps *o, GpuList *l, GpuInput *in, const GpuSource *s, size_t n,
+                          uint32_t seed) {
+    size_t b = n & (~n + 1), m = n / b;
+    Turn t = { n,    MIN(b, (size_t)TILE_MOST),           1, true, b == n && b <= TILE_MOST,
+               seed, (double)(float)(1 / sqrt((double)b)) };
+    GpuSource from = *s;
+    GpuId to = in->x;
+    for (;;) {
+        add_turn(o, l, in, &from, to, &t);
+        if (t.quant) return;
+        from = (GpuSource){ .kind = GPU_PLAIN, .a = all(to) };
+        to = to == in->x ? in->y : in->x;
+        if (t.stride == 1 && b > TILE_MOST)
+            t = (Turn){ n, b / TILE_MOST, TILE_MOST, false, false, 0, 1 };
+        else if (t.stride != 8 * m && m > 1)
+            t = (Turn){
+                n, b / 8, 8 * m, true, false, seed + 1, (double)(float)(1 / sqrt((double)b / 8))
+            };
+        else
+            break;
+    }
+    const GpuConst consts[] = { { "N", (double)n } };
+    const GpuRange ranges[] = { from.a, all(in->q), all(in->groups) };
+    gpu_list_add(o, l, "quant_t", consts, 1, ranges, ARRAY_LEN(ranges), 1, 1);
+}
+
+static void input_int8(GpuOps *o, GpuList *l, GpuInput *in, const GpuSource *s, size_t n) {
+    size_t padded = (n + 127) / 128 * 128;
+    const GpuConst consts[] = {
+        { "N", (double)n }, { "SRC", s->kind }, { "EPS", (double)s->eps }, { "PAD", (double)padded }
+    };
+    const GpuRange ranges[] = { s->a, s->kind == GPU_PLAIN ? s->a : s->b, all(in->q),
+                                all(in->groups) };
+    gpu_list_add(o, l, "quant", consts, ARRAY_LEN(consts), ranges, ARRAY_LEN(ranges),
+                 pieces(padded, BLOCK), 1);
+}
+
+static void input_float(GpuOps *o, GpuList *l, GpuInput *in, const GpuSource *s, size_t n) {
+    in->f32 = s->a;
+    if (s->kind == GPU_PLAIN) return;
+    in->f32 = all(in->x);
+    const GpuConst consts[] = { { "N", (double)n }, { "SRC", s->kind }, { "EPS", (double)s->eps } };
+    const GpuRange ranges[] = { s->a, s->b, all(in->x) };
+    gpu_list_add(o, l, "norm", consts, ARRAY_LEN(consts), ranges, ARRAY_LEN(ranges),
+                 pieces(n, BLOCK), 1);
+}
+
+static bool is_float(int type) {
+    return type == T_F32 || type == T_F16 || type == T_BF16;
+}
+
+void gpu_op_input(GpuOps *o, GpuList *l, GpuInput *in, const GpuSource *s, const GpuMatrix *m) {
+    if (o->r != 0) return;
+    if (is_float(m->type->id))
+        input_float(o, l, in, s, m->cols);
+    else if (trellis_bits(m->type->id))
+        input_rotated(o, l, in, s, m->cols, m->seed);
+    else
+        input_int8(o, l, in, s, m->cols);
+}
+
+/* ---- products ---- */
+
+/* Rows of a workgroup: few where the matrix is small, so that all of the GPU has work. */
+static void shape_workgroup(size_t rows, size_t row_step, size_t most, size_t invocations,
+                            size_t *along, size_t *slices) {
+    enum { WORKGROUPS = 512 };
+    *along = most;
+    while (*along > 2 && rows / (*along * row_step) < WORKGROUPS) *along /= 2;
+    *slices = invocations / *along;
+}
+
+static void add_mul(GpuOps *o, GpuList *l, GpuRange y, const GpuMatrix *m, const GpuPart *p,
+                    const GpuInput *in, bool add) {
+    size_t along, slices;
+    int type = m->type->id;
+    shape_workgroup(p->rows, 1, 16, 256, &along, &slices);
+    GpuConst consts[6] = { { "ROWS", (double)p->rows },
+                           { "UNITS", (double)m->units },
+                           { "ROWS_WG", (double)along },
+                           { "SLICES", (double)slices },
+                           { "ADD", add } };
+    GpuRange ranges[] = { y, p->codes, p->words, all(in->q), all(in->groups), p->row_scales };
+    int n_consts = 5, n_ranges = 5;
+    const char *name = type == T_Q4_0 ? "mul_q4" : "mul_q8";
+    if (type == T_S2 || type == T_S3) {
+        name = "mul_s";
+        n_ranges = 6;
+        consts[n_consts++] = (GpuConst){ "LEVELS", type == T_S2 ? 4 : 8 };
+    } else if (is_float(type)) {
+        name = "mul_f";
+        n_ranges = 3;
+        ranges[2] = in->f32;
+        consts[n_consts++] = (GpuConst){ "KIND", type == T_F32 ? 0 : type == T_F16 ? 1 : 2 };
+    }
+    gpu_list_add(o, l, name, consts, n_consts, ranges, n_ranges, pieces(p->rows, along), 1);
+}
+
+static void add_mul_t(GpuOps *o, GpuList *l, GpuRange y, const GpuMatrix *m, const GpuPart *p,
+                      const GpuInput *in, bool add) {
+    size_t along, slices;
+    shape_workgroup(p->rows, 4, 32, 256, &along, &slices);
+    const GpuConst consts[] = { { "ROWS", (double)p->rows },
+                                { "CHUNKS", (double)m->units },
+                                { "GROUPS_WG", (double)along },
+                                { "SLICES", (double)slices },
+                                { "ADD", add },
+                                { "BITS", trellis_bits(m->type->id) } };
+    const GpuRange ranges[] = { y,          p->codes,        p->words.buffer ? p->words : p->codes,
+                                all(in->q), all(in->groups), p->row_scales };
+    gpu_list_add(o, l, "mul_t", consts, ARRAY_LEN(consts), ranges, ARRAY_LEN(ranges),
+                 pieces(p->rows, 4 * along), 1);
+}
+
+void gpu_op_matmul(GpuOps *o, GpuList *l, GpuRange y, const GpuMatrix *m, const GpuInput *in,
+                   bool add) {
+    for (int i = 0; i < m->n_parts && o->r == 0; i++) {
+        const GpuPart *p = &m->parts[i];
+        GpuRange to = { y.buffer, y.at + p->first * sizeof(float), p->rows * sizeof(float) };
+        if (trellis_bits(m->type->id))
+            add_mul_t(o, l, to, m, p, in, add);
+        else
+            add_mul(o, l, to, m, p, in, add);
+    }
+}
+
+/* ---- tokens ---- */
+
+static int embed_type(int type) {
+    static const int types[] = { T_F32, T_F16, T_BF16, T_Q4_0, T_Q8_0, T_S2, T_S3 };
+    for (size_t i = 0; i < ARRAY_LEN(types); i++)
+        if (types[i] == type) return (int)i;
+    return -1;
+}
+
+bool gpu_can_embed(int type) {
+    return embed_type(type) >= 0;
+}
+
+void gpu_op_embed(GpuOps *o, GpuList *l, GpuId x, const GpuMatrix *m, GpuId step) {
+    if (o->r != 0) return;
+    for (int i = 0; i < m->n_parts; i++) {
+        const GpuPart *p = &m->parts[i];
+        const GpuConst consts[] = { { "N", (double)m->cols },
+                                    { "TYPE", embed_type(m->type->id) },
+                                    { "UNITS", (double)m->units },
+                                    { "FIRST", (double)p->first },
+                                    { "ROWS", (double)p->rows } };
+        const GpuRange ranges[] = { all(step), p->codes, p->words.buffer ? p->words : p->codes,
+                                    p->row_scales.buffer ? p->row_scales : p->codes, all(x) };
+        gpu_list_add(o, l, "embed", consts, ARRAY_LEN(consts), ranges, ARRAY_LEN(ranges),
+                     pieces(m->cols, 256), 1);
+    }
+}
+
+void gpu_op_argmax(GpuOps *o, GpuList *l, GpuId best, GpuId logits, GpuId pairs, size_t n) {
+    const GpuRange ranges[] = { all(logits), all(pairs), all(best) };
+    for (int second = 0; second < 2; second++) {
+        const GpuConst consts[] = { { "N", (double)n }, { "SECOND", second } };
+        gpu_list_add(o, l, "argmax", consts, 2, ranges, ARRAY_LEN(ranges),
+                     second ? 1 : pieces(n, BLOCK), 1);
+    }
+}

@@ -1,0 +1,140 @@
+/* ops_gpu.h - the operations of one token's pass on a GPU: each adds dispatches to a list that is
+ * replayed token by token. Kernels are the *.wgsl files, compiled once for each set of constants;
+ * matrices lie in layouts of the GPU's own (docs/GPU.md). Numbers that change from token to token
+ * (GPU_STEP_*) are in a buffer that the kernels read.
+ *
+ * A failure is kept in GpuOps and makes all later calls do nothing: check gpu_ops_error() at the
+ * end of a list. */
+#ifndef OPS_GPU_H
+#define OPS_GPU_H
+#include "gpu/gpu.h"
+#include "ops.h"
+
+typedef struct GpuShader {
+    const char *name, *text;
+} GpuShader;
+extern const GpuShader gpu_shaders[]; /* every *.wgsl; a NULL name ends it */
+
+enum { GPU_CONSTS = 20 };
+typedef struct GpuKernel {
+    const char *name;
+    int n_consts;
+    GpuConst consts[GPU_CONSTS];
+    GpuId id;
+} GpuKernel;
+
+typedef struct GpuOps {
+    Gpu *gpu;
+    const GpuCaps *caps;
+    DibitAllocator memory;
+    GpuKernel *kernels;
+    int n_kernels, cap_kernels;
+    char *text;     /* of one kernel */
+    size_t n_bytes; /* of all buffers made through these calls */
+    int r;          /* the first failure, or 0 */
+    DibitError error;
+} GpuOps;
+
+int gpu_ops_create(GpuOps *o, Gpu *gpu, const DibitAllocator *memory, DibitError *err);
+void gpu_ops_free(GpuOps *o); /* objects belong to the Gpu */
+/* What went wrong since the call before, or 0. */
+int gpu_ops_error(GpuOps *o, DibitError *err);
+GpuId gpu_ops_buffer(GpuOps *o, size_t n_bytes);
+/* The whole text of a kernel as it is compiled, for tests; NULL when there is no such name. It
+ * belongs to o until the next call. */
+const char *gpu_ops_text(GpuOps *o, const char *name);
+
+/* ---- lists ---- */
+typedef struct GpuRun {
+    GpuId kernel, bind;
+    uint32_t x, y;
+    bool by_span; /* y counts the spans of 256 positions up to this one */
+} GpuRun;
+typedef struct GpuList {
+    GpuRun *runs;
+    int n, cap;
+} GpuList;
+/* Adds a kernel by name; y 0: by_span. Binding i gets ranges[i]. */
+void gpu_list_add(GpuOps *o, GpuList *l, const char *name, const GpuConst *consts, int n_consts,
+                  const GpuRange *ranges, int n_ranges, uint32_t x, uint32_t y);
+void gpu_list_free(GpuOps *o, GpuList *l); /* with its binds */
+void gpu_list_run(const GpuOps *o, const GpuList *l, int pos);
+
+/* ---- matrices ---- */
+enum { GPU_JOINED = 4 };
+typedef struct GpuPart { /* rows of a matrix that fit the limits of one binding */
+    size_t first, rows;
+    GpuId buffer;
+    GpuRange codes, words,
+        row_scales; /* words: scales, c and z, or signs; {0} where there are none */
+} GpuPart;
+typedef struct GpuMatrix {
+    const TypeInfo *type;
+    size_t rows, cols, units; /* of a row; chunks for t2 and t3 */
+    uint32_t seed;            /* of t2 and t3 */
+    GpuPart *parts;
+    int n_parts;
+    size_t n_bytes;
+} GpuMatrix;
+bool gpu_has_type(int type); /* whether matrices of this type can be multiplied with */
+/* Whether these can be one matrix, their rows one after another. */
+bool gpu_can_join(const Weight *const *w, int n_w);
+void gpu_matrix(GpuOps *o, GpuMatrix *out, const Weight *const *w, int n_w);
+void gpu_matrix_free(GpuOps *o, GpuMatrix *m);
+
+/* ---- operations ---- */
+/* Where an input comes from: `a` as it is, RMSNorm of a with weights b, or SwiGLU of a and b. */
+typedef struct GpuSource {
+    enum { GPU_PLAIN, GPU_NORM, GPU_SWIGLU } kind;
+    GpuRange a, b; /* b: {0} for GPU_PLAIN */
+    float eps;
+} GpuSource;
+/* An input of matrices, in the form they take: int8 with groups or quads, or f32. */
+typedef struct GpuInput {
+    size_t widest;
+    GpuId q, groups, x, y; /* x: f32, and between passes of a rotation; y likewise */
+    GpuRange f32;          /* of the present input, for plain types */
+} GpuInput;
+void gpu_input(GpuOps *o, GpuInput *in, size_t widest);
+void gpu_input_free(GpuOps *o, GpuInput *in);
+void gpu_op_input(GpuOps *o, GpuList *l, GpuInput *in, const GpuSource *s, const GpuMatrix *m);
+/* y = W input, or y += W input. gpu_op_input() for m, or one of its form and seed, went before. */
+void gpu_op_matmul(GpuOps *o, GpuList *l, GpuRange y, const GpuMatrix *m, const GpuInput *in,
+                   bool add);
+
+/* Words of the step buffer; written before each token. */
+enum { GPU_STEP_TOKEN, GPU_STEP_POS, GPU_STEP_RECORDS, GPU_STEP_ENCODE, GPU_STEP_WORDS };
+/* x = row `token` of the embedding, of a type gpu_can_embed(). */
+bool gpu_can_embed(int type);
+void gpu_op_embed(GpuOps *o, GpuList *l, GpuId x, const GpuMatrix *m, GpuId step);
+/* best = index of the largest of n logits, 0xffffffff where one is not finite. */
+void gpu_op_argmax(GpuOps *o, GpuList *l, GpuId best, GpuId logits, GpuId pairs, size_t n);
+
+/* Keys or values of a layer: rows as in docs/GPU.md. */
+typedef struct GpuKvSide {
+    int type; /* KvTypeId */
+    GpuId buffer;
+    size_t rows, scales, records, signs; /* rows of a head; the others in words */
+    size_t n_bytes;
+} GpuKvSide;
+typedef struct GpuHeads { /* of attention, the same for all layers of a session */
+    int n_heads, n_kv_heads, head_dim, n_ctx, n_rot, window; /* window: sliding, 0: none */
+    int sinks, recent;                                       /* positions in q8 beside records */
+    bool halves;
+    float eps;
+    GpuId step, turns, query, partial, none; /* none: bound where there is nothing */
+} GpuHeads;
+bool gpu_has_kv(int type, int head_dim);
+size_t gpu_query_bytes(const GpuHeads *h);
+size_t gpu_partial_bytes(const GpuHeads *h);
+void gpu_kv_side(GpuOps *o, GpuKvSide *s, const GpuHeads *h, int type, bool key);
+/* From projections x = (q, k, v) to a query and a row in the cache; bias likewise, norms (2,
+ * head_dim), both may be 0. */
+void gpu_op_heads(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId x, GpuId bias, GpuId norms,
+                  const GpuKvSide *k, const GpuKvSide *v);
+void gpu_op_attend(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId out, const GpuKvSide *k,
+                   const GpuKvSide *v);
+/* The record that is due, GPU_STEP_ENCODE. weights: (n_kv_heads, 4). Nothing for other types. */
+void gpu_op_encode(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId weights, const GpuKvSide *s,
+                   bool key);
+#endif

@@ -1,0 +1,399 @@
+/* gpu.c - each operation of the GPU against the CPU's in plain C, on random shapes with tails.
+ * Bounds are stated at the comparisons. Runs on a software adapter; skipped where there is none. */
+#include "gpu_attend.h"
+
+#include "codec.h"
+#include "trellis23.h"
+
+typedef struct Context {
+    GpuOps o;
+    Ops cpu;
+    Kern kern;
+    GpuInput in;
+    bool floor;
+} Context;
+enum { WIDEST = 11008 };
+
+/* |a - b| <= share * the largest |b| */
+static void assert_close(const char *what, const float *a, const float *b, size_t n, double share) {
+    double top = 1e-30, worst = 0;
+    size_t at = 0;
+    for (size_t i = 0; i < n; i++) top = fmax(top, fabs((double)b[i]));
+    for (size_t i = 0; i < n; i++) {
+        double e = fabs((double)a[i] - (double)b[i]);
+        if (!(e <= worst)) worst = e, at = i;
+    }
+    if (worst <= share * top) return;
+    print_error("%s: value %zu of %zu is %g, should be %g; %g of the largest, allowed %g\n", what,
+                at, n, (double)a[at], (double)b[at], worst / top, share);
+    assert_true(false);
+}
+
+/* ---- matrices ---- */
+
+static uint8_t *random_matrix(const TypeInfo *t, size_t rows, size_t cols, uint32_t seed) {
+    size_t n;
+    assert_true(type_bytes(t, rows, cols, &n));
+    uint8_t *data = calloc(1, n + 4);
+    float *src = malloc(16 * cols * sizeof *src), *d = malloc(rows * sizeof *d);
+    if (trellis_bits(t->id)) {
+        for (size_t i = 0; i < n; i++) data[i] = (uint8_t)(int)(test_random() * 128);
+        for (size_t r = 0; r < rows; r++) d[r] = (float)(0.1 + 0.05 * test_random());
+        trellis_put_scales(t->id, data, rows, cols, d);
+        for (size_t r = 0; r < rows; r += T_ROWS) {
+            uint8_t *pad = (uint8_t *)trellis_rows(t->id, data, rows, cols, r).codes - T_PAD;
+            memset(pad, 0, T_PAD);
+            memcpy(pad, &seed, sizeof seed);
+        }
+    }
+    for (size_t r = 0; r < rows && t->encode; r += 16) {
+        size_t k = MIN((size_t)16, rows - r);
+        test_fill(src, k * cols);
+        t->encode(data, rows, cols, r, k, src, NULL);
+    }
+    free(src);
+    free(d);
+    return data;
+}
+
+/* Float sums go in another order: 1e-5 of the largest result; t2 and t3 sum integers, what is left
+ * is the scale of the input. */
+static void check_matmul(Context *c, int type, size_t rows, size_t cols, int add) {
+    const TypeInfo *t = type_info(type);
+    uint8_t *data = random_matrix(t, rows, cols, 5);
+    Weight w = { .type = t, .rows = rows, .cols = cols, .data = data };
+    const Weight *ws[] = { &w };
+    type_bytes(t, rows, cols, &w.n_bytes);
+    float *x = calloc(cols + 8, 4), *y = malloc(rows * 4), *want = malloc(rows * 4);
+    GpuMatrix m;
+    GpuList l = { 0 };
+    char what[80];
+    snprintf(what, sizeof what, "%s %zu x %zu", t->name, rows, cols);
+    test_fill(x, cols);
+    test_fill(y, rows);
+    op_matmul(&c->cpu, want, rows, &w, x, 1);
+    for (size_t r = 0; add && r < rows; r++) want[r] += y[r];
+    GpuId gx = test_upload(&c->o, x, (cols + 8) * 4), gy = test_upload(&c->o, y, rows * 4);
+    gpu_matrix(&c->o, &m, ws, 1);
+    GpuSource s = { GPU_PLAIN, { gx, 0, 0 }, { 0 }, 0 };
+    gpu_op_input(&c->o, &l, &c->in, &s, &m);
+    gpu_op_matmul(&c->o, &l, (GpuRange){ gy, 0, 0 }, &m, &c->in, add != 0);
+    test_run(&c->o, &l, 0);
+    test_read(&c->o, gy, y, rows * 4);
+    assert_close(what, y, want, rows, trellis_bits(type) ? 2e-6 : 1e-5);
+    gpu_list_free(&c->o, &l);
+    gpu_matrix_free(&c->o, &m);
+    gpu_free(c->o.gpu, gx);
+    gpu_free(c->o.gpu, gy);
+    free(x);
+    free(y);
+    free(want);
+    free(data);
+}
+
+static void test_matmul(void **state) {
+    static const int types[] = { T_F32, T_F16, T_BF16, T_Q4_0, T_Q8_0, T_S2, T_S3, T_T2, T_T3 };
+    static const size_t rows[] = { 5, 64, 100, 128, 200, 330 },
+                        cols[] = { 32, 64, 96, 160, 512, 1120 };
+    const Context *c = *state;
+    for (size_t i = 0; i < ARRAY_LEN(types); i++)
+        for (int k = 0; k < (c->floor ? 2 : 6); k++)
+            check_matmul(*state, types[i], rows[(k + (int)i) % 6], cols[k], k % 2);
+    if (c->floor) return;
+    check_matmul(*state, T_T2, 70, 8192, 0);
+    check_matmul(*state, T_T3, 64, 11008, 0);
+    check_matmul(*state, T_S3, 7, 45, 0);
+    check_matmul(*state, T_F16, 33, 77, 0);
+}
+
+/* Three matrices as one, their rows one after another. */
+static void test_joined(void **state) {
+    Context *c = *state;
+    static const int types[] = { T_Q4_0, T_S2, T_T3 };
+    enum { COLS = 160, ROWS = 256 + 128 + 40 };
+    for (size_t i = 0; i < ARRAY_LEN(types); i++) {
+        Weight w[3];
+        const Weight *ws[3];
+        float x[COLS], y[ROWS] = { 0 }, want[ROWS];
+        GpuMatrix m;
+        GpuList l = { 0 };
+        test_fill(x, COLS);
+        for (int k = 0, at = 0; k < 3; k++) {
+            size_t rows = k == 0 ? 256 : k == 1 ? 128 : 40;
+            const TypeInfo *t = type_info(types[i]);
+            w[k] = (Weight){ .type = t, .rows = rows, .cols = COLS };
+            w[k].data = random_matrix(t, rows, COLS, 9);
+            ws[k] = &w[k];
+            op_matmul(&c->cpu, want + at, rows, &w[k], x, 1);
+            at += (int)rows;
+        }
+        assert_true(gpu_can_join(ws, 3));
+        GpuId gx = test_upload(&c->o, x, sizeof x), gy = test_upload(&c->o, y, sizeof y);
+        gpu_matrix(&c->o, &m, ws, 3);
+        GpuSource s = { GPU_PLAIN, { gx, 0, 0 }, { 0 }, 0 };
+        gpu_op_input(&c->o, &l, &c->in, &s, &m);
+        gpu_op_matmul(&c->o, &l, (GpuRange){ gy, 0, 0 }, &m, &c->in, false);
+        test_run(&c->o, &l, 0);
+        test_read(&c->o, gy, y, sizeof y);
+        assert_close("joined", y, want, ROWS, 1e-5);
+        gpu_list_free(&c->o, &l);
+        gpu_matrix_free(&c->o, &m);
+        gpu_free(c->o.gpu, gx);
+        gpu_free(c->o.gpu, gy);
+        for (int k = 0; k < 3; k++) free((void *)(uintptr_t)w[k].data);
+    }
+}
+
+/* ---- inputs ---- */
+
+/* Codes are those of the CPU where the input is plain; behind RMSNorm and SwiGLU, whose floats
+ * differ in the last bits, one in a thousand may be 1 off. */
+static void compare_codes(const char *what, const int8_t *a, const int8_t *b, size_t n,
+                          bool exact) {
+    size_t off = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (abs(a[i] - b[i]) > 1) print_error("%s: code %zu is %d, not %d\n", what, i, a[i], b[i]);
+        assert_true(abs(a[i] - b[i]) <= 1);
+        off += a[i] != b[i];
+    }
+    if (off > (exact ? 0 : 2 + n / 1000))
+        print_error("%s: %zu of %zu codes differ\n", what, off, n);
+    assert_true(off <= (exact ? 0 : 2 + n / 1000));
+}
+
+static void check_input(Context *c, int kind, size_t n, bool rotated) {
+    size_t padded = (n + 127) / 128 * 128;
+    float *a = malloc(n * 4), *b = malloc(n * 4), *x = malloc(n * 4);
+    int8_t *q = calloc(1, padded), *want = calloc(1, padded);
+    float *scale = malloc(padded / 32 * 4);
+    int32_t *sum = malloc(padded / 16 * 4);
+    uint32_t *groups = malloc(padded / 32 * 8);
+    GpuMatrix m = { .type = type_info(rotated ? T_T2 : T_S2), .cols = n, .seed = 77 };
+    GpuList l = { 0 };
+    char what[80];
+    snprintf(what, sizeof what, "source %d, %zu inputs, rotated %d", kind, n, rotated);
+    test_fill(a, n);
+    test_fill(b, n);
+    memcpy(x, a, n * 4);
+    if (kind == GPU_NORM) c->kern.rmsnorm(x, a, b, (int)n, 1e-5f);
+    if (kind == GPU_SWIGLU) c->kern.swiglu(x, a, b, (int)n);
+    if (rotated) {
+        c->kern.rotate(x, x, (int)n, m.seed);
+        c->kern.quantize_t(want, scale, sum, x, (int)n);
+    } else {
+        c->kern.quantize(want, scale, sum, x, (int)n);
+    }
+    GpuId ga = test_upload(&c->o, a, n * 4), gb = test_upload(&c->o, b, n * 4);
+    GpuSource s = { (int)kind, { ga, 0, n * 4 }, { gb, 0, n * 4 }, 1e-5f };
+    gpu_op_input(&c->o, &l, &c->in, &s, &m);
+    test_run(&c->o, &l, 0);
+    test_read(&c->o, c->in.q, q, padded);
+    gpu_list_run(&c->o, &l, 0);
+    test_read(&c->o, c->in.groups, groups, padded / 32 * 8);
+    compare_codes(what, q, want, n, kind == GPU_PLAIN);
+    for (size_t g = 0; g < (rotated ? 1 : (n + 31) / 32); g++) {
+        float got;
+        int32_t total = 0;
+        memcpy(&got, &groups[2 * g], 4);
+        assert_close("scale", &got, &scale[g], 1, 2e-6);
+        for (size_t i = 0; i < (rotated ? n : 32); i++) total += q[32 * g + i];
+        assert_int_equal((int32_t)groups[2 * g + 1], total);
+    }
+    gpu_list_free(&c->o, &l);
+    gpu_free(c->o.gpu, ga);
+    gpu_free(c->o.gpu, gb);
+    free(a);
+    free(b);
+    free(x);
+    free(q);
+    free(want);
+    free(scale);
+    free(sum);
+    free(groups);
+}
+
+static void test_inputs(void **state) {
+    static const size_t plain[] = { 20, 32, 512, 1000, 1536, 5632 };
+    static const size_t rotated[] = { 32, 96, 512, 1536, 2048, 4096, 8192, 11008, 24 * 128 };
+    const Context *c = *state;
+    for (int kind = GPU_PLAIN; kind <= (c->floor ? GPU_PLAIN : GPU_SWIGLU); kind++) {
+        for (size_t i = 0; i < ARRAY_LEN(plain); i++) check_input(*state, kind, plain[i], false);
+        for (size_t i = 0; i < ARRAY_LEN(rotated); i++) check_input(*state, kind, rotated[i], true);
+    }
+}
+
+/* NaN and infinity do not pass unseen. */
+static void test_nonfinite(void **state) {
+    Context *c = *state;
+    static const int types[] = { T_Q4_0, T_S2, T_T2, T_F16 };
+    enum { COLS = 128, ROWS = 20 };
+    for (size_t i = 0; i < 2 * ARRAY_LEN(types); i++) {
+        const TypeInfo *t = type_info(types[i / 2]);
+        Weight w = { .type = t, .rows = ROWS, .cols = COLS };
+        const Weight *ws[] = { &w };
+        float x[COLS], y[ROWS] = { 0 };
+        GpuMatrix m;
+        GpuList l = { 0 };
+        test_fill(x, COLS);
+        x[40] = i % 2 ? NAN : INFINITY;
+        w.data = random_matrix(t, ROWS, COLS, 3);
+        GpuId gx = test_upload(&c->o, x, sizeof x), gy = test_upload(&c->o, y, sizeof y);
+        GpuId best = gpu_ops_buffer(&c->o, 4), pairs = gpu_ops_buffer(&c->o, 64);
+        gpu_matrix(&c->o, &m, ws, 1);
+        GpuSource s = { GPU_PLAIN, { gx, 0, 0 }, { 0 }, 0 };
+        gpu_op_input(&c->o, &l, &c->in, &s, &m);
+        gpu_op_matmul(&c->o, &l, (GpuRange){ gy, 0, 0 }, &m, &c->in, false);
+        gpu_op_argmax(&c->o, &l, best, gy, pairs, ROWS);
+        test_run(&c->o, &l, 0);
+        uint32_t id;
+        test_read(&c->o, best, &id, 4);
+        assert_int_equal(id, 0xffffffffu);
+        gpu_list_free(&c->o, &l);
+        gpu_matrix_free(&c->o, &m);
+        gpu_free(c->o.gpu, gx);
+        gpu_free(c->o.gpu, gy);
+        gpu_free(c->o.gpu, best);
+        gpu_free(c->o.gpu, pairs);
+        free((void *)(uintptr_t)w.data);
+    }
+}
+
+/* ---- tokens ---- */
+
+/* Values of a row: one product, so equal but for the rounding of s2 and s3's row scale. */
+static void test_embed(void **state) {
+    Context *c = *state;
+    static const int types[] = { T_F32, T_F16, T_BF16, T_Q4_0, T_Q8_0, T_S2, T_S3 };
+    enum { ROWS = 150, COLS = 416 };
+    GpuId x = gpu_ops_buffer(&c->o, COLS * 4), step = gpu_ops_buffer(&c->o, 4 * GPU_STEP_WORDS);
+    for (size_t i = 0; i < ARRAY_LEN(types); i++) {
+        const TypeInfo *t = type_info(types[i]);
+        Weight w = { .type = t, .rows = ROWS, .cols = COLS };
+        const Weight *ws[] = { &w };
+        float got[COLS], want[COLS];
+        GpuMatrix m;
+        GpuList l = { 0 };
+        w.data = random_matrix(t, ROWS, COLS, 3);
+        gpu_matrix(&c->o, &m, ws, 1);
+        gpu_op_embed(&c->o, &l, x, &m, step);
+        for (uint32_t id = 0; id < ROWS; id += 37) {
+            gpu_write(c->o.gpu, step, 0, &id, 4);
+            test_run(&c->o, &l, 0);
+            test_read(&c->o, x, got, sizeof got);
+            t->decode(want, w.data, ROWS, COLS, id);
+            assert_close(t->name, got, want, COLS, 1e-6);
+        }
+        gpu_list_free(&c->o, &l);
+        gpu_matrix_free(&c->o, &m);
+        free((void *)(uintptr_t)w.data);
+    }
+    gpu_free(c->o.gpu, x);
+    gpu_free(c->o.gpu, step);
+}
+
+static void test_argmax(void **state) {
+    Context *c = *state;
+    static const size_t sizes[] = { 1, 300, 1024, 5000, 70001 };
+    for (size_t i = 0; i < ARRAY_LEN(sizes); i++) {
+        size_t n = sizes[i], best = 0;
+        float *x = malloc(n * 4);
+        uint32_t id;
+        GpuList l = { 0 };
+        test_fill(x, n);
+        for (size_t k = 0; k < n; k++) x[k] = i % 2 ? x[k] : -fabsf(x[k]);
+        for (size_t k = 0; k < n; k++)
+            if (x[k] > x[best]) best = k;
+        if (best + 1 < n) x[n - 1] = x[best]; /* of equals the first one */
+        GpuId gx = test_upload(&c->o, x, n * 4), gb = gpu_ops_buffer(&c->o, 4);
+        GpuId pairs = gpu_ops_buffer(&c->o, (n / 1024 + 1) * 8);
+        gpu_op_argmax(&c->o, &l, gb, gx, pairs, n);
+        test_run(&c->o, &l, 0);
+        test_read(&c->o, gb, &id, 4);
+        assert_int_equal(id, best);
+        gpu_list_free(&c->o, &l);
+        gpu_free(c->o.gpu, gx);
+        gpu_free(c->o.gpu, gb);
+        gpu_free(c->o.gpu, pairs);
+        free(x);
+    }
+}
+
+static void test_attend(void **state) {
+    Context *c = *state;
+    gpu_attend_cases(&c->o, &c->cpu, c->floor);
+}
+
+/* ---- the seam ---- */
+
+static void test_seam(void **state) {
+    Context *c = *state;
+    DibitError err;
+    assert_int_equal(gpu_kernel(c->o.gpu, "wrong", "fn main( {", NULL, 0, &err), 0);
+    assert_int_equal(err.code, DIBIT_E_UNSUPPORTED);
+    assert_non_null(strstr(err.text, "wrong"));
+    assert_null(gpu_lost(c->o.gpu));
+    GpuOptions opt = { .library = "/nowhere/libwebgpu.so" };
+    Gpu *g;
+    assert_int_equal(gpu_open(&g, &opt, &err), DIBIT_E_UNSUPPORTED);
+    assert_null(g);
+    assert_non_null(strstr(err.text, "npm package"));
+    assert_int_equal(gpu_buffer(c->o.gpu, (size_t)1 << 50, &err), 0);
+    assert_int_equal(err.code, DIBIT_E_MEMORY);
+}
+
+static void test_lost(void **state) {
+    (void)state;
+    DibitError err;
+    Gpu *g = test_gpu(false);
+    GpuId b = gpu_buffer(g, 64, &err);
+    uint32_t x[16];
+    assert_int_equal(gpu_read_start(g, b, 0, 64, &err), 0);
+    gpu_lose(g);
+    assert_non_null(gpu_lost(g));
+    assert_int_equal(gpu_read_ready(g, x, true, &err), DIBIT_E_DEVICE);
+    assert_int_equal(gpu_buffer(g, 64, &err), 0);
+    assert_int_equal(gpu_submit(g, &err), DIBIT_E_DEVICE);
+    gpu_write(g, b, 0, x, 4);
+    gpu_close(&g);
+    assert_null(g);
+}
+
+static int run_all(bool floor) {
+    Context c = { .floor = floor };
+    DibitError err;
+    Gpu *g = test_gpu(floor);
+    if (!g) return SKIPPED;
+    kern_init(&c.kern, DIBIT_ISA_SCALAR);
+    const GpuCaps *caps = gpu_caps(g);
+    printf("%s: %s; bindings of %llu bytes, %u of them; dot4 %d, subgroups %d\n",
+           floor ? "floor" : "all that the adapter has", caps->name,
+           (unsigned long long)caps->max_binding, caps->storage_buffers, caps->dot4,
+           caps->subgroups);
+    if (gpu_ops_create(&c.o, g, NULL, &err) != 0 ||
+        ops_create(&c.cpu, &c.kern, NULL, NULL, 1, WIDEST, 256, 8, 1, 1024, &err) != 0)
+        return 1;
+    GpuCaps plain = *caps;
+    plain.dot4 = false;
+    if (floor) c.o.caps = &plain;
+    gpu_input(&c.o, &c.in, WIDEST);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_prestate(test_seam, &c),      cmocka_unit_test_prestate(test_inputs, &c),
+        cmocka_unit_test_prestate(test_matmul, &c),    cmocka_unit_test_prestate(test_joined, &c),
+        cmocka_unit_test_prestate(test_embed, &c),     cmocka_unit_test_prestate(test_argmax, &c),
+        cmocka_unit_test_prestate(test_nonfinite, &c), cmocka_unit_test_prestate(test_attend, &c),
+        cmocka_unit_test_prestate(test_lost, &c),
+    };
+    int r = cmocka_run_group_tests_name(floor ? "gpu at the floor" : "gpu", tests, NULL, NULL);
+    gpu_input_free(&c.o, &c.in);
+    gpu_ops_free(&c.o);
+    ops_free(&c.cpu);
+    gpu_close(&g);
+    return r;
+}
+
+/* usage: test_gpu [PATTERN of test names] */
+int main(int n, char **arg) {
+    if (n > 1) cmocka_set_test_filter(arg[1]);
+    int r = run_all(false);
+    return r ? r : run_all(true);
+}

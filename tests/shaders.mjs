@@ -1,0 +1,99 @@
+// shaders.mjs - compiles every kernel of src/gpu in its variants with Dawn's Null backend: validation
+// with positions, no GPU needed. usage: node shaders.mjs PATH_OF_NPM_PACKAGE_webgpu
+import { readFileSync } from 'node:fs';
+import { pathToFileURL } from 'node:url';
+
+const root = new URL('../src/gpu/', import.meta.url);
+const read = (name) => readFileSync(new URL(name, root), 'utf8');
+const { create } = await import(pathToFileURL(process.argv[2] + '/index.js'));
+const gpu = create(['backend=null']);
+const device = await (await gpu.requestAdapter()).requestDevice();
+
+/** The parts of each kernel, from the table in ops_gpu.c: {name: [parts]}. */
+function kernels() {
+  const table = read('ops_gpu.c').match(/\} kernels\[\] = \{([\s\S]*?)\n\};/)[1];
+  const rows = [...table.matchAll(/\{ "(\w+)", \{ ([^}]*) \} \}/g)];
+  return Object.fromEntries(rows.map((r) => [r[1], r[2].match(/\w+/g)]));
+}
+
+const dots = {
+  native: 'fn idot(a:u32,b:u32)->i32{return dot4I8Packed(a,b);}\n',
+  plain: read('ops_gpu.c').match(/dot_plain\[\] =([\s\S]*?);\n/)[1].match(/"(.*?)"/g)
+    .map((s) => JSON.parse(s)).join(''),
+};
+
+/** All combinations of the values: {A: [1, 2], B: 3} gives two objects. */
+function combine(spec) {
+  let all = [{}];
+  for (const [key, values] of Object.entries(spec))
+    all = all.flatMap((c) => [values].flat().map((v) => ({ ...c, [key]: v })));
+  return all;
+}
+
+const mul = { ROWS: 100, UNITS: 4, ROWS_WG: [2, 16], SLICES: 8, ADD: [0, 1] };
+const types = [0, 1, 3, 4];
+const variants = {
+  norm: { N: 500, SRC: [0, 1, 2], EPS: 1e-5 },
+  quant: { N: 500, SRC: [0, 1, 2], EPS: 1e-5, PAD: 512 },
+  rotate: { N: 4096, SRC: [0, 1, 2], EPS: 1e-5, SET: 4096, TILE: 4096, STRIDE: [1, 8], SIGN: [0, 1],
+            SEED: 4294967295, FACTOR: 0.5, QUANT: [0, 1] },
+  quant_t: { N: 8192 },
+  mul_q4: mul,
+  mul_q8: mul,
+  mul_s: { ...mul, LEVELS: [4, 8] },
+  mul_f: { ...mul, KIND: [0, 1, 2] },
+  mul_t: { ROWS: 100, CHUNKS: 4, GROUPS_WG: [2, 32], SLICES: 8, ADD: [0, 1], BITS: [2, 3] },
+  heads: { D: [64, 96], ROOT: 0.125, HEADS: 4, KV_HEADS: 2, ROT: 64, HALVES: [0, 1], BIAS: [0, 1],
+           NORM: [0, 1], EPS: 1e-5, SCALE: 0.125, K_TYPE: types, V_TYPE: types, K_ROWS: 80,
+           V_ROWS: 80, K_SCALES: 9999, V_SCALES: 9999, SINKS: 4, WINDOW: 64 },
+  attend: { D: [64, 128], GROUP: 4, HEADS_WG: [1, 4], SPANS: 3, VISIBLE: 0, SINKS: 4, WINDOW: 64,
+            CONTEXT: 512, K_TYPE: types, K_ROWS: 80, K_SCALES: 99, K_RECORDS: 100, K_SIGNS: 200,
+            V_TYPE: types, V_ROWS: 80, V_SCALES: 99, V_RECORDS: 100, V_SIGNS: 200 },
+  merge: { D: 96, ROOT: 0.2, SPANS: 3, ROTATED: [0, 1], FIRST: [0, 100] },
+  encode: { D: [64, 256], KIND: [3, 4], KEYS: [0, 1], ROWS: 80, SCALES: 99, RECORDS: 100, SIGNS: 200,
+            CONTEXT: 512, SINKS: 4, WINDOW: 64 },
+  embed: { N: 100, TYPE: [0, 1, 2, 3, 4, 5, 6], UNITS: 2, FIRST: 0, ROWS: 100 },
+  argmax: { N: 5000, SECOND: [0, 1] },
+};
+
+let n = 0;
+let bad = 0;
+const say = (text) => { bad++; console.log(text); };
+
+async function check(name, parts, dot) {
+  const files = ['common', ...parts];
+  const texts = [dots[dot], ...files.map((f) => read(`${f}.wgsl`))];
+  const code = texts.join('');
+  const lines = texts.map((t) => t.split('\n').length - 1);
+  /** file:line of a line of the whole. */
+  const place = (line) => {
+    let i = 0;
+    while (i < lines.length - 1 && line > lines[i]) line -= lines[i++];
+    return i ? `src/gpu/${files[i - 1]}.wgsl:${line}` : `idot:${line}`;
+  };
+  device.pushErrorScope('validation');
+  const module = device.createShaderModule({ code });
+  for (const m of (await module.getCompilationInfo()).messages)
+    if (m.type === 'error') say(`${place(m.lineNum)}:${m.linePos}: ${m.message}`);
+  if (await device.popErrorScope()) return;
+  for (const constants of combine(variants[name])) {
+    device.pushErrorScope('validation');
+    device.createComputePipeline({ layout: 'auto', compute: { module, entryPoint: 'main', constants } });
+    const error = await device.popErrorScope();
+    if (error) say(`${name} ${JSON.stringify(constants)}: ${error.message}`);
+    n++;
+  }
+}
+
+const table = kernels();
+for (const name of Object.keys(variants)) if (!table[name]) say(`no kernel ${name}`);
+for (const [name, parts] of Object.entries(table)) {
+  if (!variants[name]) say(`${name}: no variants are listed here`);
+  else for (const dot of Object.keys(dots)) await check(name, parts, dot);
+}
+// A kernel that is wrong must be said to be.
+device.pushErrorScope('validation');
+device.createShaderModule({ code: 'fn main( {' });
+if (!(await device.popErrorScope())) say('a wrong text passes');
+console.log(`${n} variants of ${Object.keys(table).length} kernels, ${bad} faults`);
+process.exit(bad ? 1 : 0);
