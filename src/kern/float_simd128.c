@@ -10,7 +10,7 @@
 
 #define W      4
 #define PARTS  4
-#define TOKENS 4
+#define TOKENS 2
 #define COLS   4
 #define EXPS   4
 
