@@ -52,7 +52,7 @@ const operations = {
     async open(m, signal, event) {
         const o = m.options;
         if (o.store === 'page') o.store = pageStore;
-        if (o.model.stream) o.model = inlet = new Inlet();
+        if (o.model.stream === true) o.model = inlet = new Inlet();
         const made = await Engine.open(o, event, warning => event({ warning: pack(warning) }), signal);
         engine = made.engine;
         const { n_ctx, n_past } = engine.session(made.number).memory();
