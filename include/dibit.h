@@ -73,6 +73,9 @@ typedef struct DibitOptions {
     DibitLogger logger;         /* zeros: silent */
     const char *kv_calibration; /* file of `dibit calibrate kv` for the model, in place of what the
                                    model's file may hold; NULL: none */
+    int repack_in_place; /* images in memory only, which the engine may then change: q4 and q8 rows
+                            are interleaved where they lie, without a copy. Afterwards, and after
+                            an error too, the image is no model any more */
 } DibitOptions;
 
 enum {
@@ -91,7 +94,8 @@ enum {
 DIBIT_API int dibit_open(DibitEngine **out, const char *path, const DibitOptions *opt,
                          DibitError *err);
 
-/* The same from a GGUF image in memory, which must stay there unchanged until dibit_close(). */
+/* The same from a GGUF image in memory, which must stay there unchanged until dibit_close(). With
+ * opt.repack_in_place the engine changes it. */
 DIBIT_API int dibit_open_memory(DibitEngine **out, const void *data, size_t size,
                                 const DibitOptions *opt, DibitError *err);
 

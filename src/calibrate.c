@@ -102,7 +102,7 @@ static int open_model(Work *w, const char *path, DibitError *err) {
     if (r == 0) r = pool_create(&w->pool, w->opt->n_threads, NULL, err);
     if (r != 0) return r;
     kern_init(&w->kern, ~0u);
-    r = model_open(&w->model, w->file, &w->kern, w->pool, false, NULL, err);
+    r = model_open(&w->model, w->file, &w->kern, w->pool, REPACK_COPY, NULL, err);
     if (r != 0) return r;
     w->model_hash = calibration_model_hash(w->file);
     w->window = w->opt->window ? w->opt->window : MIN(WINDOW_DEFAULT, w->model.hp.n_ctx_train);

@@ -273,7 +273,7 @@ static int open_all(Work *w, const char *path, DibitError *err) {
     if (r == 0) r = pool_create(&w->pool, w->opt->n_threads, NULL, err);
     if (r != 0) return r;
     kern_init(&w->kern, ~0u);
-    r = model_open(&w->model, w->file, &w->kern, w->pool, false, NULL, err);
+    r = model_open(&w->model, w->file, &w->kern, w->pool, REPACK_COPY, NULL, err);
     if (r != 0) return r;
     const Hparams *h = &w->model.hp;
     if (h->head_dim % 16 || h->head_dim < 32)

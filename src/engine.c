@@ -61,9 +61,10 @@ static int open_rest(DibitEngine *e, const DibitOptions *opt, DibitError *err) {
     e->isa = isa_name(isa_detect() & mask);
     if (opt->n_threads < 0)
         return fail(err, DIBIT_E_ARGUMENT, "n_threads: %d is negative", opt->n_threads);
+    Repack repack = opt->no_repack ? REPACK_NOT : REPACK_COPY;
+    if (opt->repack_in_place) repack = REPACK_IN_PLACE;
     int r = pool_create(&e->pool, opt->n_threads, &e->memory, err);
-    if (r == 0)
-        r = model_open(&e->model, e->file, &e->kern, e->pool, opt->no_repack != 0, &e->memory, err);
+    if (r == 0) r = model_open(&e->model, e->file, &e->kern, e->pool, repack, &e->memory, err);
     if (r == 0) r = open_calibration(e, opt, err);
     if (r == 0) r = read_names(e, err);
     if (r == 0) r = open_tokenizer(e, err);
@@ -79,6 +80,9 @@ static int open_engine(DibitEngine **out, const char *path, const DibitImage *im
                        const DibitOptions *options, DibitError *err) {
     DibitOptions opt = options ? *options : (DibitOptions){ 0 };
     *out = NULL;
+    if (opt.repack_in_place && (path || opt.no_repack))
+        return fail(err, DIBIT_E_ARGUMENT,
+                    "repack_in_place is for images in memory, to be repacked");
     DibitEngine *e = mem_calloc(&opt.memory, 1, sizeof *e);
     if (!e) return fail(err, DIBIT_E_MEMORY, "no memory for the engine");
     e->memory = opt.memory;

@@ -438,13 +438,14 @@ static Weight *layer_weight(Layer *l, int i) {
     return i < (int)ARRAY_LEN(w) ? w[i] : NULL;
 }
 
-static int pack_all(Model *m, const Kern *kern, Pool *pool, DibitError *err) {
-    int r = weight_pack(&m->output, kern, pool, m->memory, err);
+static int pack_all(Model *m, const Kern *kern, Pool *pool, bool in_place, DibitError *err) {
+    int r = weight_pack(&m->output, kern, pool, in_place, m->memory, err);
     m->packed_bytes += m->output.packed_bytes;
+    if (m->tied && in_place) m->embed = m->output;
     for (int l = 0; l < m->hp.n_layers && r == 0; l++) {
         Weight *w;
         for (int i = 0; r == 0 && (w = layer_weight(&m->layers[l], i)); i++) {
-            r = weight_pack(w, kern, pool, m->memory, err);
+            r = weight_pack(w, kern, pool, in_place, m->memory, err);
             m->packed_bytes += w->packed_bytes;
         }
     }
@@ -473,10 +474,10 @@ static int read_model(Model *m, const Gguf *file, bool peeks, const DibitAllocat
     return r ? r : bind_all(m, err);
 }
 
-int model_open(Model *m, const Gguf *file, const Kern *kern, Pool *pool, bool no_repack,
+int model_open(Model *m, const Gguf *file, const Kern *kern, Pool *pool, Repack repack,
                const DibitAllocator *memory, DibitError *err) {
     int r = read_model(m, file, false, memory, err);
-    if (r == 0 && !no_repack) r = pack_all(m, kern, pool, err);
+    if (r == 0 && repack != REPACK_NOT) r = pack_all(m, kern, pool, repack == REPACK_IN_PLACE, err);
     if (r != 0) model_close(m);
     return r;
 }
@@ -490,10 +491,11 @@ int model_peek(Model *m, const Gguf *file, const Kern *kern, bool no_repack,
 }
 
 void model_close(Model *m) {
-    mem_free(m->memory, m->output.packed);
+    if (!m->output.in_place) mem_free(m->memory, m->output.packed);
     for (int l = 0; m->layers && l < m->hp.n_layers; l++) {
         Weight *w;
-        for (int i = 0; (w = layer_weight(&m->layers[l], i)); i++) mem_free(m->memory, w->packed);
+        for (int i = 0; (w = layer_weight(&m->layers[l], i)); i++)
+            if (!w->in_place) mem_free(m->memory, w->packed);
     }
     arena_free(&m->arena);
     *m = (Model){ 0 };
@@ -509,17 +511,32 @@ static bool all_finite(const float *x, size_t n) {
     return !bad;
 }
 
+/* The tensor's weight where that is interleaved in place, else as it is in the file. */
+static Weight weight_of(const Model *m, const GgufTensor *t) {
+    const Weight *w = m->output.data == t->data ? &m->output : NULL;
+    for (int l = 0; l < m->hp.n_layers && !w; l++)
+        for (int i = 0; !w && layer_weight(&m->layers[l], i); i++)
+            if (layer_weight(&m->layers[l], i)->data == t->data) w = layer_weight(&m->layers[l], i);
+    if (w && w->in_place) return *w;
+    return (
+        Weight){ .type = type_info(t->type), .rows = t->ne[1], .cols = t->ne[0], .data = t->data };
+}
+
 const char *model_find_nonfinite(const Model *m) {
     const char *name = NULL;
     for (int i = 0; i < gguf_n_tensors(m->file) && !name; i++) {
         const GgufTensor *t = gguf_tensor(m->file, i);
-        float *row = mem_calloc(m->memory, t->ne[0], sizeof *row);
-        if (!row) break;
-        for (uint64_t r = 0; r < t->ne[1] && !name; r++) {
-            type_info(t->type)->decode(row, t->data, t->ne[1], t->ne[0], r);
-            if (!all_finite(row, t->ne[0])) name = t->name;
+        Weight w = weight_of(m, t);
+        uint8_t *tmp = w.in_place ? mem_alloc(m->memory, weight_row_bytes(&w)) : NULL;
+        float *row = mem_calloc(m->memory, w.cols, sizeof *row);
+        bool ok = row && (tmp || !w.in_place);
+        for (size_t r = 0; ok && r < w.rows && !name; r++) {
+            weight_row(row, &w, r, tmp);
+            if (!all_finite(row, w.cols)) name = t->name;
         }
         mem_free(m->memory, row);
+        mem_free(m->memory, tmp);
+        if (!ok) break;
     }
     return name;
 }

@@ -52,9 +52,10 @@ typedef struct Model {
     const DibitAllocator *memory;
 } Model;
 
-/* Reads hyper-parameters, checks every tensor's presence, type and shape, packs q4 and q8 unless
- * no_repack. `file` must outlive the model. */
-int model_open(Model *m, const Gguf *file, const Kern *kern, Pool *pool, bool no_repack,
+/* Reads hyper-parameters, checks every tensor's presence, type and shape, packs q4 and q8. `file`
+ * must outlive the model; to repack in place is to write to it. */
+typedef enum Repack { REPACK_COPY, REPACK_NOT, REPACK_IN_PLACE } Repack;
+int model_open(Model *m, const Gguf *file, const Kern *kern, Pool *pool, Repack repack,
                const DibitAllocator *memory, DibitError *err);
 /* The same from a header alone (gguf_peek): checks what can be checked without the tensors' data
  * and counts what model_open would take. Nothing can be computed with such a model. */

@@ -19,6 +19,7 @@ typedef struct Weight {
     size_t n_bytes;
     uint8_t *packed; /* q4, q8 interleaved at open (owned), or NULL */
     size_t packed_bytes;
+    bool in_place; /* packed is data: the whole row blocks are interleaved there, the rest is not */
 } Weight;
 
 typedef struct Ops {
@@ -63,9 +64,12 @@ size_t ops_bytes(const Ops *o);
 
 /* Bytes of the interleaved copy of a q4 or q8 matrix, 0 for other types. False when that wraps. */
 bool weight_pack_size(const Weight *w, const Kern *kern, size_t *n_bytes);
-/* Makes it. */
-int weight_pack(Weight *w, const Kern *kern, Pool *pool, const DibitAllocator *memory,
-                DibitError *err);
+/* Makes it, or with in_place interleaves the data themselves, which must be writable then. */
+int weight_pack(Weight *w, const Kern *kern, Pool *pool, bool in_place,
+                const DibitAllocator *memory, DibitError *err);
+/* Row r as numbers; tmp: bytes of a row. */
+void weight_row(float *dst, const Weight *w, size_t r, uint8_t *tmp);
+size_t weight_row_bytes(const Weight *w); /* of types whose rows lie by themselves in the file */
 
 /* y (n, ldy) gets W x: y[t * ldy + r]. */
 void op_matmul(Ops *o, float *y, size_t ldy, const Weight *w, const float *x, int n);

@@ -62,7 +62,7 @@ static Route route(const Kern *k, int type) {
     }
 }
 
-static size_t row_bytes(const Weight *w) {
+size_t weight_row_bytes(const Weight *w) {
     return w->cols / (size_t)w->type->block_len * (size_t)w->type->block_bytes;
 }
 
@@ -143,14 +143,17 @@ typedef struct PackJob {
     Weight *w;
     Route route;
     size_t block_bytes;
+    uint8_t *tmp; /* a row block for each thread, where the data lie in the way; else NULL */
 } PackJob;
 
 static void pack_item(void *arg, int item, int thread) {
-    (void)thread;
     const PackJob *j = arg;
-    size_t r = (size_t)item * BLOCK, rb = row_bytes(j->w);
-    j->route.pack(j->w->packed + (size_t)item * j->block_bytes, j->w->data + r * rb, rb,
-                  (int)MIN((size_t)BLOCK, j->w->rows - r), (int)(j->w->cols / 32));
+    size_t r = (size_t)item * BLOCK, rb = weight_row_bytes(j->w);
+    uint8_t *to = j->w->packed + (size_t)item * j->block_bytes;
+    uint8_t *by = j->tmp ? j->tmp + (size_t)thread * j->block_bytes : to;
+    j->route.pack(by, j->w->data + r * rb, rb, (int)MIN((size_t)BLOCK, j->w->rows - r),
+                  (int)(j->w->cols / 32));
+    if (j->tmp) memcpy(to, by, j->block_bytes);
 }
 
 bool weight_pack_size(const Weight *w, const Kern *kern, size_t *n_bytes) {
@@ -161,19 +164,59 @@ bool weight_pack_size(const Weight *w, const Kern *kern, size_t *n_bytes) {
            size_mul(blocks, *n_bytes, n_bytes);
 }
 
-int weight_pack(Weight *w, const Kern *kern, Pool *pool, const DibitAllocator *memory,
-                DibitError *err) {
+int weight_pack(Weight *w, const Kern *kern, Pool *pool, bool in_place,
+                const DibitAllocator *memory, DibitError *err) {
     if (w->type->id != T_Q4_0 && w->type->id != T_Q8_0) return 0;
     PackJob j = { .w = w, .route = route(kern, w->type->id) };
-    size_t blocks = (w->rows + BLOCK - 1) / BLOCK, n_bytes;
+    size_t n_bytes, tmp_bytes;
     j.block_bytes = w->cols / 32 * j.route.group_bytes;
-    if (!weight_pack_size(w, kern, &n_bytes) || !(w->packed = mem_alloc(memory, n_bytes)))
+    bool fits = weight_pack_size(w, kern, &n_bytes) &&
+                size_mul(j.block_bytes, (size_t)pool_size(pool), &tmp_bytes);
+    uint8_t *p = fits ? mem_alloc(memory, in_place ? tmp_bytes : n_bytes) : NULL;
+    if (!p)
         return fail(err, DIBIT_E_MEMORY,
                     "no memory for the interleaved copy of a %zu x %zu matrix; no_repack avoids it",
                     w->rows, w->cols);
-    w->packed_bytes = n_bytes;
-    pool_run(pool, pack_item, &j, (int)blocks);
+    w->packed = in_place ? (uint8_t *)w->data : p;
+    w->packed_bytes = in_place ? 0 : n_bytes;
+    w->in_place = in_place;
+    j.tmp = in_place ? p : NULL;
+    pool_run(pool, pack_item, &j, (int)((w->rows + (in_place ? 0 : BLOCK - 1)) / BLOCK));
+    if (in_place) mem_free(memory, p);
     return 0;
+}
+
+/* Whether row block b is interleaved; the last one has no room for that in place. */
+static bool is_packed(const Weight *w, size_t b) {
+    return w->packed && (!w->in_place || (b + 1) * BLOCK <= w->rows);
+}
+
+/* One row out of an interleaved row block as it was in the file: pack_q4 and pack_q8 backwards. */
+static void unpack_row(uint8_t *dst, const Weight *w, size_t r) {
+    bool q8 = w->type->id == T_Q8_0;
+    size_t group = q8 ? Q8X_BYTES : Q4X_BYTES, n = w->cols / 32, lane = r % BLOCK;
+    const uint8_t *p = w->packed + r / BLOCK * n * group;
+    for (; n; n--, p += group, dst += w->type->block_bytes) {
+        memcpy(dst, p + 2 * lane, 2);
+        for (size_t v = 0; q8 && v < 8; v++) memcpy(dst + 2 + 4 * v, p + 32 + 64 * v + 4 * lane, 4);
+        for (size_t h = 0; !q8 && h < 2; h++) {
+            uint32_t low = load_u32(p + 32 + 64 * h + 4 * lane);
+            uint32_t high = load_u32(p + 160 + 64 * h + 4 * lane);
+            uint32_t x = (low & 0x0f0f0f0f) | (high << 4 & 0xf0f0f0f0);
+            uint32_t y = (low >> 4 & 0x0f0f0f0f) | (high & 0xf0f0f0f0);
+            memcpy(dst + 2 + 8 * h, &x, 4);
+            memcpy(dst + 6 + 8 * h, &y, 4);
+        }
+    }
+}
+
+void weight_row(float *dst, const Weight *w, size_t r, uint8_t *tmp) {
+    if (!w->in_place || !is_packed(w, r / BLOCK)) {
+        w->type->decode(dst, w->data, w->rows, w->cols, r);
+        return;
+    }
+    unpack_row(tmp, w, r);
+    w->type->decode(dst, tmp, 1, w->cols, 0);
 }
 
 /* ---- matrix products ---- */
@@ -205,8 +248,8 @@ static void mul_pieces(const MatmulJob *j, const Part *p, const uint8_t *rows, i
     for (int g = 0; g < n_groups; g += PIECE) {
         int n = MIN(PIECE, n_groups - g);
         size_t skip = (size_t)g * 32 / (size_t)p->w->type->block_len;
-        p->route.pack(tile, rows + skip * (size_t)p->w->type->block_bytes, row_bytes(p->w), n_rows,
-                      n);
+        p->route.pack(tile, rows + skip * (size_t)p->w->type->block_bytes, weight_row_bytes(p->w),
+                      n_rows, n);
         A8 a = a8_from(&j->o->a8, (size_t)g * 32);
         p->route.mul(y, ldy, tile, NULL, n, &a, j->n);
     }
@@ -222,15 +265,15 @@ static void mul_block(const MatmulJob *j, const Part *p, size_t b, float *y, siz
         const uint16_t *scales =
             (const uint16_t *)s_row_scales(w->type->id, w->data, w->rows, w->cols) + b * BLOCK;
         p->route.mul(y, ldy, w->data + b * block_bytes, scales, n_groups, &j->o->a8, j->n);
-    } else if (w->packed) {
+    } else if (is_packed(w, b)) {
         p->route.mul(y, ldy, w->packed + b * block_bytes, NULL, n_groups, &j->o->a8, j->n);
     } else {
         int n_rows = (int)MIN((size_t)BLOCK, w->rows - b * BLOCK);
-        const uint8_t *rows = w->data + b * BLOCK * row_bytes(w);
+        const uint8_t *rows = w->data + b * BLOCK * weight_row_bytes(w);
         if (p->route.group_bytes == sizeof(KqGroup)) {
             mul_pieces(j, p, rows, n_rows, y, ldy, tile);
         } else {
-            p->route.pack(tile, rows, row_bytes(w), n_rows, n_groups);
+            p->route.pack(tile, rows, weight_row_bytes(w), n_rows, n_groups);
             p->route.mul(y, ldy, tile, NULL, n_groups, &j->o->a8, j->n);
         }
     }
@@ -241,8 +284,8 @@ static void run_block(const MatmulJob *j, const Part *p, size_t b, uint8_t *tile
     size_t r = b * p->height, n_rows = MIN(p->height, w->rows - r), height = p->height;
     float *y = p->y + r, *tail = (float *)(tile + j->o->tail_at);
     if (p->route.mulf) {
-        p->route.mulf(y, p->ldy, w->data + r * row_bytes(w), row_bytes(w), (int)n_rows, j->x,
-                      w->cols, j->n, (int)w->cols);
+        p->route.mulf(y, p->ldy, w->data + r * weight_row_bytes(w), weight_row_bytes(w),
+                      (int)n_rows, j->x, w->cols, j->n, (int)w->cols);
         return;
     }
     TrellisRows at;
@@ -396,11 +439,10 @@ void op_matmul(Ops *o, float *y, size_t ldy, const Weight *w, const float *x, in
 /* ---- row by row ---- */
 
 static void rows_item(void *arg, int item, int thread) {
-    (void)thread;
     const RowsJob *j = arg;
-    const Weight *w = j->w;
+    uint8_t *tmp = j->o->tile + (size_t)thread * j->o->tile_bytes;
     for (int t = item * j->per_item; t < MIN(j->n, (item + 1) * j->per_item); t++)
-        w->type->decode(j->dst + (size_t)t * w->cols, w->data, w->rows, w->cols, (size_t)j->ids[t]);
+        weight_row(j->dst + (size_t)t * j->w->cols, j->w, (size_t)j->ids[t], tmp);
 }
 
 void op_rows(Ops *o, float *dst, const Weight *w, const int32_t *ids, int n) {

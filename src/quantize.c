@@ -655,7 +655,7 @@ static int recover(Job *j, DibitError *err) {
     RecoverOptions o = { j->opt->recover,        j->opt->n_recover,      j->opt->bos,
                          j->opt->recover_window, j->opt->recover_tokens, find_prior };
     int r = check_all(j, err);
-    if (r == 0) r = model_open(&m, j->in, &j->kern, j->pool, true, NULL, err);
+    if (r == 0) r = model_open(&m, j->in, &j->kern, j->pool, REPACK_NOT, NULL, err);
     if (r != 0) return r;
     r = recover_model(&m, &j->kern, j->pool, &o, code_matrix, j, err);
     feedback_free(&j->feedback);

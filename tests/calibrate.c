@@ -124,7 +124,7 @@ static double *sums_of(const char *model, ModelTap tap, int layer, size_t width)
     };
     kern_init(&kern, ~0u);
     assert_int_equal(gguf_open(&g, model, false, NULL, NULL), 0);
-    assert_int_equal(model_open(&m, g, &kern, NULL, false, NULL, NULL), 0);
+    assert_int_equal(model_open(&m, g, &kern, NULL, REPACK_COPY, NULL, NULL), 0);
     assert_int_equal(cache_create(&cache, &shape, NULL, NULL), 0);
     assert_int_equal(scratch_create(&scratch, &m, &kern, NULL, WINDOW, WINDOW, NULL, NULL), 0);
     scratch.tap = add;

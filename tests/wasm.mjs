@@ -26,7 +26,7 @@ async function kernels(name, args) {
 
 async function generate(name, nThreads, want, cache) {
     const m = await start(path(name), nThreads), image = m.put(data);
-    const e = open(m, image, data.length, { n_threads: nThreads });
+    const e = open(m, image, data.length, { n_threads: nThreads, repack_in_place: 1 });
     const s = e.session({ n_ctx: 256, cache_k: cache, cache_v: cache }), ids = e.tokenize(prompt);
     const begin = now();
     e.sync(s, ids);
@@ -34,12 +34,14 @@ async function generate(name, nThreads, want, cache) {
     const mb = n => `${(n / 1e6).toFixed(1)} MB`;
     // each token's own bytes give the text again
     const bytes = Buffer.concat(got.ids.map(e.tokenBytes));
-    check(bytes.toString().startsWith(got.text), `${name}: bytes of the tokens are the text`);
+    if (!bytes.toString().startsWith(got.text)) check(false, `${name}: bytes of the tokens are not the text`);
     check(got.ids.length > 0 && JSON.stringify(got.ids) === JSON.stringify(want),
         `${name} (${e.isa}), ${nThreads} thread${nThreads > 1 ? 's' : ''}, cache ${cache}: ` +
         `${got.ids.length} tokens as native, ${(1000 * got.ids.length / (end - prefilled)).toFixed(1)} ` +
         `tokens/s, prefill ${(1000 * ids.length / (prefilled - begin)).toFixed(0)}, KV ${mb(sizes.kv)}, ` +
         `scratch ${mb(sizes.scratch)}, wasm memory ${mb(m.memory.buffer.byteLength)}`);
+    const peak = data.length + sizes.kv + sizes.scratch + 4e6;
+    check(m.memory.buffer.byteLength <= peak, `${name}: at most the file, KV, scratch and 4 MB: ${mb(peak)}`);
     s.free();
     e.close();
 

@@ -23,6 +23,7 @@ const Field *dibit_layout(void) {
         FIELD(DibitOptions, n_threads),
         FIELD(DibitOptions, no_repack),
         FIELD(DibitOptions, isa_mask),
+        FIELD(DibitOptions, repack_in_place),
         SIZE(DibitImage),
         FIELD(DibitImage, data),
         FIELD(DibitImage, size),
