@@ -157,8 +157,6 @@ static const Brand brands[] = {
     { "GSA/", "webview", NULL },
     { "; wv)", "webview", "blink" },
     { "HeadlessChrome/", "chrome", "blink" },
-    { "MSIE ", "other", "other" },
-    { "Trident/", "other", "other" },
 };
 
 static void set(char *to, size_t cap, const char *word) {
@@ -225,6 +223,7 @@ void device_user_agent(DeviceInfo *d, const char *ua) {
         : is(b.engine, "gecko") ? MAX(number_after(ua, "Firefox/"), number_after(ua, "rv:"))
                                 : 0;
     d->version = b.token[0] ? number_after(ua, b.token) : 0;
+    if (d->engine_version == 0) d->engine_version = -1; /* unknown */
     if (d->version == 0) d->version = d->engine_version;
 }
 
@@ -266,6 +265,7 @@ void device_complete(DeviceInfo *d) {
         fill_label(d, &said);
     }
     if (d->browser[0] && !d->engine[0]) set(d->engine, sizeof d->engine, engine_of(d));
-    bool same = is(d->browser, "samsung") || is(d->browser, "opera"); /* numbers of their own */
-    if (d->version >= 0 && d->engine_version < 0 && !same) d->engine_version = d->version;
+    bool own = is(d->browser, "samsung") || is(d->browser, "opera"); /* numbers of their own */
+    if (!d->user_agent[0] && d->version >= 0 && d->engine_version < 0 && !own)
+        d->engine_version = d->version;
 }

@@ -243,7 +243,7 @@ static void choose_features(Plan *p, const DeviceInfo *d, const PlanRequest *q) 
 
 /* ---- threads and the battery ---- */
 
-enum { MAX_WEB_THREADS = 8, MAX_MOBILE_THREADS = 4 };
+enum { MAX_WEB_THREADS = 8, MAX_MOBILE_THREADS = 4, MAX_WEBKIT_THREADS = 4 };
 
 static void choose_sleep(Plan *p, const DeviceInfo *d) {
     double level = d->battery_level;
@@ -276,6 +276,9 @@ static void choose_threads(Plan *p, const DeviceInfo *d, const PlanRequest *q) {
     } else if (yes(d->mobile)) { /* cores of two speeds: the slow ones hold the fast ones up */
         n = MAX(1, MIN(n / 2, MAX_MOBILE_THREADS));
         why = "half of a phone's cores, the fast ones";
+    } else if (is(d->engine, "webkit") && n > MAX_WEBKIT_THREADS) {
+        n = MAX_WEBKIT_THREADS;
+        why = "WebKit tells 4 or 8 whatever the machine has";
     } else if (!native && n > MAX_WEB_THREADS) {
         n = MAX_WEB_THREADS;
         why = "the browser names more cores; beyond 8 threads wait for each other";

@@ -15,7 +15,7 @@ headers='
 4  gpu.h ops_gpu.h
 5  model.h
 6  session.h
-7  quantize.h evaluate.h shape.h context.h calibrate.h calibration.h calibrate_kv.h calibrate_basis.h dense.h feedback.h recover.h quantize_part.h fields.h plan.h features.h
+7  quantize.h evaluate.h shape.h context.h calibrate.h calibration.h calibrate_kv.h calibrate_basis.h dense.h feedback.h recover.h quantize_part.h fields.h plan.h feature.h
 '
 # files (first match counts)                      levels (a first and a last one), or names
 files='
@@ -34,11 +34,11 @@ src/session* src/engine.c src/saved.c             0-6
 src/quantize* src/evaluate* src/shape*            0-5 7-7
 src/calibrat* src/feedback* src/recover* src/context*  0-5 7-7
 src/dense*                                        0-1 7-7
-src/plan* src/device* src/features* src/fields*   0-5 7-7
+src/plan* src/device* src/feature* src/fields*   0-5 7-7
 src/*                                             0-3
 app/convert* app/safetensors*                     names dibit.h base.h gguf.h codec.h
 app/tokenize.c                                    names dibit.h base.h gguf.h tokenizer.h
-app/*                                             names dibit.h base.h quantize.h evaluate.h shape.h calibrate.h calibrate_kv.h context.h plan.h features.h
+app/*                                             names dibit.h base.h quantize.h evaluate.h shape.h calibrate.h calibrate_kv.h context.h plan.h feature.h
 '
 # system headers: of the whole engine, of the kernels besides, of the program besides
 engine='assert.h ctype.h errno.h fcntl.h float.h inttypes.h limits.h math.h pthread.h sched.h stdarg.h

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "feature.h"
 #include "plan.h"
 
 #define EXPORT(name) __attribute__((export_name(#name)))
@@ -77,4 +78,80 @@ int64_t dibit_plan_text(const char *device, size_t n_device, const void *header,
     int64_t n = r ? r : (int64_t)plan_write(p, out, cap);
     mem_free(NULL, p);
     return n;
+}
+
+/* ---- features: what has failed on this device (feature.h) ---- */
+
+/* Where a line of the log goes: the host's console. */
+__attribute__((import_module("dibit"), import_name("write"))) void
+dibit_host_write(const char *text, size_t n);
+
+static void log_line(void *user, int level, const char *text) {
+    (void)user;
+    (void)level;
+    dibit_host_write(text, strlen(text));
+}
+
+/* A record for this stamp, "chrome 151", from the text that dibit_features_text() gave the last
+ * time; n_state 0: none. A text that is damaged or of another stamp is left aside, see the note.
+ * NULL: the stamp is no text, or there is no memory. Names and the stamp are terminated. */
+EXPORT(dibit_features_open)
+Features *dibit_features_open(const char *stamp, const char *state, size_t n_state,
+                              DibitError *err);
+EXPORT(dibit_features_close) void dibit_features_close(Features *f); /* NULL is fine */
+/* Why the text was left aside, or "". */
+EXPORT(dibit_features_note) const char *dibit_features_note(const Features *f);
+EXPORT(dibit_features_enabled) int dibit_features_enabled(const Features *f, const char *name);
+/* After an attempt: 1 when this failure turned the feature off, which is also logged. */
+EXPORT(dibit_features_result)
+int dibit_features_result(Features *f, const char *name, int ok, DibitError *err);
+EXPORT(dibit_features_time)
+int dibit_features_time(Features *f, const char *operation, double ms, DibitError *err);
+/* "webgpu,wasm_relaxed": what is off, for the request's `disabled`. */
+EXPORT(dibit_features_disabled)
+int64_t dibit_features_disabled(const Features *f, char *out, size_t cap);
+EXPORT(dibit_features_text) int64_t dibit_features_text(const Features *f, char *out, size_t cap);
+
+Features *dibit_features_open(const char *stamp, const char *state, size_t n_state,
+                              DibitError *err) {
+    const DibitLogger logger = { log_line, NULL };
+    Features *f = mem_alloc(NULL, sizeof *f);
+    if (!f) {
+        fail(err, DIBIT_E_MEMORY, "no memory for the record of features");
+        return NULL;
+    }
+    if (features_init(f, stamp, &logger, err) != 0) {
+        mem_free(NULL, f);
+        return NULL;
+    }
+    features_load(f, state, n_state);
+    return f;
+}
+
+void dibit_features_close(Features *f) {
+    mem_free(NULL, f);
+}
+
+const char *dibit_features_note(const Features *f) {
+    return f->note;
+}
+
+int dibit_features_enabled(const Features *f, const char *name) {
+    return features_enabled(f, name);
+}
+
+int dibit_features_result(Features *f, const char *name, int ok, DibitError *err) {
+    return features_result(f, name, ok != 0, err);
+}
+
+int dibit_features_time(Features *f, const char *operation, double ms, DibitError *err) {
+    return features_time(f, operation, ms, err);
+}
+
+int64_t dibit_features_disabled(const Features *f, char *out, size_t cap) {
+    return (int64_t)features_disabled(f, out, cap);
+}
+
+int64_t dibit_features_text(const Features *f, char *out, size_t cap) {
+    return (int64_t)features_text(f, out, cap);
 }
