@@ -17,9 +17,9 @@ if (workerData?.dibitThread) {
 }
 
 // {x: exports, memory, workers, end()}; threads besides the caller's own are started and may be on
-// their way.
-export async function start(path, nThreads = 1, write) {
-    const module = await WebAssembly.compile(readFileSync(path));
+// their way. `file`: a path or the module's bytes.
+export async function start(file, nThreads = 1, write) {
+    const module = await WebAssembly.compile(typeof file === 'string' ? readFileSync(file) : file);
     const shared = WebAssembly.Module.imports(module).some(i => i.kind === 'memory');
     const own = shared && new WebAssembly.Memory({ initial: 64, maximum: 16384, shared: true });
     const m = { workers: [] };
