@@ -17,11 +17,11 @@ if (workerData?.dibitThread) {
 }
 
 // {x: exports, memory, workers, end()}; threads besides the caller's own are started and may be on
-// their way. `file`: a path or the module's bytes.
-export async function start(file, nThreads = 1, write) {
+// their way. `file`: a path or the module's bytes; maximum: pages of a shared memory.
+export async function start(file, nThreads = 1, write, maximum = 16384) {
     const module = await WebAssembly.compile(typeof file === 'string' ? readFileSync(file) : file);
     const shared = WebAssembly.Module.imports(module).some(i => i.kind === 'memory');
-    const own = shared && new WebAssembly.Memory({ initial: 64, maximum: 16384, shared: true });
+    const own = shared && new WebAssembly.Memory({ initial: 64, maximum, shared: true });
     const m = { workers: [] };
     m.x = (await WebAssembly.instantiate(module, imports(own, (p, n) => write(m, p, n)))).exports;
     m.memory = own || m.x.memory;

@@ -102,6 +102,71 @@ async function stress(name, nThreads, rounds) {
     await m.end();
 }
 
+// Memory that ends anywhere: from too little for the file to enough, every memory.grow fails once as
+// the last one. Each failure is DIBIT_E_MEMORY (or malloc's 0 to the host) and leaves nothing behind,
+// and what is open goes on.
+async function growFails(name) {
+    const file = Math.ceil(data.length / 65536), at = {};
+    let enough = 0, n = 0;
+    for (let extra = 10; !enough; extra += extra < 40 ? 1 : 3, n++) {
+        const m = await start(path(name), 1, undefined, file + extra), begin = m.x.dibit_heap_bytes();
+        let step = 'the file', e, s;
+        try {
+            const image = m.put(data);
+            step = 'open';
+            e = open(m, image, data.length, { n_threads: 1, repack_in_place: 1 });
+            step = 'a session';
+            s = e.session({ n_ctx: 512 });
+            step = 'tokens';
+            e.sync(s, e.tokenize(prompt));
+            e.generate(s, 2);
+            enough = extra;
+        } catch (error) {
+            at[step] = (at[step] || 0) + 1;
+            const memory = step === 'the file' ? /no memory/.test(error.message) : error.code === -2;
+            if (!memory) check(false, `${name}: ${extra} pages besides the file, ${step}: ${error.code} ${error.message}`);
+            if (step === 'a session') { // a smaller one may do
+                const before = m.x.dibit_heap_bytes();
+                try {
+                    const small = e.session({ n_ctx: 32, n_batch: 8 });
+                    e.sync(small, e.tokenize(prompt));
+                    small.free();
+                    at['a smaller session'] = (at['a smaller session'] || 0) + 1;
+                } catch (error) {
+                    if (error.code !== -2) check(false, `${name}: a smaller session: ${error.message}`);
+                }
+                if (m.x.dibit_heap_bytes() !== before) check(false, `${name}: a session that failed left memory behind`);
+            }
+        }
+        s?.free();
+        e?.close();
+        const left = m.x.dibit_heap_bytes() - begin - (step === 'the file' ? 0 : data.length);
+        if (left < 0 || left > 128) check(false, `${name}: ${left} bytes are left behind after ${step}`);
+    }
+    check(at['the file'] && at.open && at['a session'] && at['a smaller session'],
+        `${name}: memory ended at ${n - 1} places (${Object.entries(at).map(a => a.join(' ')).join(', ')}); ` +
+        `the file and ${enough} pages are enough`);
+}
+
+// Sessions come and go, and one is used again and again: the heap does not creep.
+async function rounds(name, n) {
+    const m = await start(path(name)), image = m.put(data), begin = now();
+    const e = open(m, image, data.length, { n_threads: 1, repack_in_place: 1 }), kept = e.session({ n_ctx: 64 });
+    const ids = e.tokenize('The');
+    let live, memory;
+    for (let i = 0; i < n; i++) {
+        const s = e.session({ n_ctx: 32 + i % 5 * 16, n_batch: 1 + i % 7 * 4, cache_k: ['f16', 'k2', 'q8'][i % 3] });
+        e.sync(kept, ids.subarray(0, 0));
+        e.sync(kept, ids);
+        e.generate(kept, 1);
+        s.free();
+        if (i === 40) [live, memory] = [m.x.dibit_heap_bytes(), m.memory.buffer.byteLength];
+    }
+    check(m.x.dibit_heap_bytes() === live && m.memory.buffer.byteLength === memory,
+        `${name}: ${n} sessions and resets in ${(now() - begin).toFixed(0)} ms: live bytes ${live}, then ` +
+        `${m.x.dibit_heap_bytes()}; memory ${memory}, then ${m.memory.buffer.byteLength}`);
+}
+
 // V8 before 12 refuses relaxed SIMD, or computes its chained byte dots wrongly.
 const v8 = parseInt(process.versions.v8, 10);
 const relaxed = v8 >= 12 && WebAssembly.validate(readFileSync(path('kern-relaxed')));
@@ -132,6 +197,8 @@ for (const [cache, ids] of Object.entries(want)) {
     if (relaxed) await generate('dibit-relaxed1', 1, ids, cache);
     if (relaxed) await generate('dibit-relaxed', 2, ids, cache);
 }
+await growFails('dibit-threads');
+await rounds(relaxed ? 'dibit-relaxed1' : 'dibit-simd', 1000);
 await stress(relaxed ? 'dibit-relaxed' : 'dibit-threads', 2, 200);
 await stress('dibit-threads', 5, 20);
 if (!relaxed)

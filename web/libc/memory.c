@@ -14,6 +14,7 @@ enum { HEAD = 16, UNIT = 64, PAGE = 65536 };
 extern unsigned char __heap_base;
 static Block *free_blocks, *last; /* last: the one that ends the heap */
 static uintptr_t heap_end;
+static size_t live; /* bytes of used blocks */
 static pthread_mutex_t lock;
 
 static Block *after(const Block *b) {
@@ -101,6 +102,7 @@ void *malloc(size_t n) {
             if (after(rest)) after(rest)->before = rest->size;
             put_in(rest);
         }
+        live += b->size;
     }
     pthread_mutex_unlock(&lock);
     return b ? (void *)((uintptr_t)b + HEAD) : NULL;
@@ -113,6 +115,14 @@ void *aligned_alloc(size_t align, size_t n) {
 void free(void *p) {
     if (!p) return;
     pthread_mutex_lock(&lock);
-    give_back((Block *)((uintptr_t)p - HEAD));
+    Block *b = (Block *)((uintptr_t)p - HEAD);
+    live -= b->size;
+    give_back(b);
     pthread_mutex_unlock(&lock);
+}
+
+/* What malloc() has given out and not got back, for hosts that count. */
+__attribute__((export_name("dibit_heap_bytes"))) size_t dibit_heap_bytes(void);
+size_t dibit_heap_bytes(void) {
+    return live;
 }
