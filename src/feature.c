@@ -87,8 +87,8 @@ int features_result(Features *f, const char *name, bool ok, DibitError *err) {
 }
 
 static void push(FeatureOp *op, double ms) {
-    if (op->n == FEATURE_HISTORY) {
-        memmove(op->ms, op->ms + 1, (FEATURE_HISTORY - 1) * sizeof *op->ms);
+    if (op->n == FEATURES_HISTORY) {
+        memmove(op->ms, op->ms + 1, (FEATURES_HISTORY - 1) * sizeof *op->ms);
         op->n--;
     }
     op->ms[op->n++] = ms;
@@ -206,7 +206,7 @@ static bool read_op(Features *f, const char *s, size_t n) {
     memcpy(op->name, at, len);
     while (word(&s, &n, &at, &len)) {
         double ms;
-        if (op->n == FEATURE_HISTORY || !parse_real(at, len, &ms) || !(ms >= 0 && ms <= 1e12))
+        if (op->n == FEATURES_HISTORY || !parse_real(at, len, &ms) || !(ms >= 0 && ms <= 1e12))
             return false;
         op->ms[op->n++] = ms;
     }

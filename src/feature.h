@@ -6,7 +6,7 @@
 #define FEATURE_H
 #include "base.h"
 
-enum { FEATURES_MAX = 32, FEATURES_OPS = 32, FEATURE_HISTORY = 10, FEATURES_NAME = 32 };
+enum { FEATURES_MAX = 32, FEATURES_OPS = 32, FEATURES_HISTORY = 10, FEATURES_NAME = 32 };
 
 typedef struct FeatureState {
     char name[FEATURES_NAME]; /* letters, digits and "_-." */
@@ -17,7 +17,7 @@ typedef struct FeatureState {
 typedef struct FeatureOp {
     char name[FEATURES_NAME];
     int n;
-    double ms[FEATURE_HISTORY]; /* the oldest first */
+    double ms[FEATURES_HISTORY]; /* the oldest first */
 } FeatureOp;
 
 typedef struct Features {

@@ -34,7 +34,7 @@ src/session* src/engine.c src/saved.c             0-6
 src/quantize* src/evaluate* src/shape*            0-5 7-7
 src/calibrat* src/feedback* src/recover* src/context*  0-5 7-7
 src/dense*                                        0-1 7-7
-src/plan* src/device* src/feature* src/fields*   0-5 7-7
+src/plan* src/device* src/feature* src/fields*  0-5 7-7
 src/*                                             0-3
 app/convert* app/safetensors*                     names dibit.h base.h gguf.h codec.h
 app/tokenize.c                                    names dibit.h base.h gguf.h tokenizer.h

@@ -7,7 +7,8 @@ import { open, start } from '../../tests/wasm-host.mjs';
 
 const folder = process.env.DIBIT_WASM ?? 'build/web', model = process.env.DIBIT_MODEL ?? 'models/dibit-34m.gguf';
 const file = readFileSync(model);
-const m = await start(`${folder}/dibit-simd.wasm`);
+const lines = []; // of the module's log
+const m = await start(`${folder}/dibit-simd.wasm`, 1, (self, p, n) => lines.push(new TextDecoder().decode(new Uint8Array(self.x.memory.buffer).slice(p, p + n))));
 const err = m.make('DibitError'), out = m.x.malloc(1 << 16);
 
 /** Lines "key\tvalue..." as an object; texts go in as UTF-8 and are freed. */
@@ -100,4 +101,29 @@ test('plan: a manifest of variants', () => {
     const of = more => plan([...chrome, ...more].join('\n'), variants).variant.value;
     assert.equal(of([]), 's3'); // WebAssembly: 3 bits
     assert.equal(of(['mobile=true', 'memory_mb=1500']), 's2');
+});
+
+test('features: a record of what fails, kept as text', () => {
+    const stamp = m.put('chrome 151'), f = m.x.dibit_features_open(stamp, 0, 0, err), name = m.put('webgpu'), op = m.put('decode');
+    assert.ok(f);
+    assert.equal(m.x.dibit_features_enabled(f, name), 1);
+    assert.deepEqual([1, 0, 0].map(ok => m.x.dibit_features_result(f, name, ok, err)), [0, 0, 1]);
+    assert.equal(m.x.dibit_features_enabled(f, name), 0);
+    assert.match(lines[0], /webgpu is off on this device/);
+    assert.equal(m.x.dibit_features_time(f, op, 12.5, err), 0);
+    assert.ok(m.x.dibit_features_time(f, op, NaN, err) < 0);
+    assert.equal(m.text(out, Number(m.x.dibit_features_disabled(f, out, 100))), 'webgpu');
+    const text = m.text(out, Number(m.x.dibit_features_text(f, out, 1 << 14)));
+    assert.match(text, /feature=webgpu off 3 2\ntime=decode 12.5\n/);
+    m.x.dibit_features_close(f);
+    const again = (s, t) => {
+        const p = m.put(t), q = m.put(s), g = m.x.dibit_features_open(q, p, new TextEncoder().encode(t).length, err);
+        const result = [m.x.dibit_features_enabled(g, name), m.text(m.x.dibit_features_note(g))];
+        m.x.dibit_features_close(g);
+        return result;
+    };
+    assert.deepEqual(again('chrome 151', text), [0, '']);
+    assert.match(again('chrome 152', text)[1], /another version/);
+    assert.match(again('chrome 151', text.replace('off 3', 'off 4'))[1], /damaged/);
+    assert.equal(m.x.dibit_features_open(m.put(''), 0, 0, err), 0);
 });
