@@ -6,11 +6,16 @@
 #include <string.h>
 
 #include "cli.h"
+#include "evaluate.h"
 
-enum { MAX_NOTES = 8 };
+enum { MAX_NOTES = 8, MEASURE_WINDOWS = 8 };
 
 typedef struct Report {
     CliProgress progress;
+    const char *recover, *measure; /* files of texts */
+    char *text;                    /* of measure */
+    size_t n_text;
+    QuantizeMeasure measured;
     bool json, dry_run;
     json_t *tensors;
     double seconds;
@@ -83,14 +88,26 @@ static void print_notes(const Report *r) {
     }
 }
 
+static json_t *result_json(Report *r, const QuantizeResult *q) {
+    json_t *o = json_pack("{s:I,s:I,s:I,s:f,s:f,s:f,s:b,s:o}", "weights", (json_int_t)q->n_weights,
+                          "tensor_bytes", (json_int_t)q->tensor_bytes, "file_bytes",
+                          (json_int_t)q->file_bytes, "bits", q->bits, "bits_blocks", q->bits_blocks,
+                          "seconds", r->seconds, "dry_run", r->dry_run, "tensors", r->tensors);
+    if (q->predicted_kld > 0) json_object_set_new(o, "predicted_kld", cli_number(q->predicted_kld));
+    if (r->measured.n_tokens)
+        json_object_set_new(
+            o, "measured",
+            json_pack(
+                "{s:o,s:o,s:o,s:o,s:I,s:I}", "kld_mean", cli_number(r->measured.kld), "kld_mean_se",
+                cli_number(r->measured.kld_se), "ppl_ratio", cli_number(r->measured.ppl_ratio),
+                "top1_agreement", cli_number(r->measured.top1_agreement), "windows",
+                (json_int_t)r->measured.n_windows, "tokens", (json_int_t)r->measured.n_tokens));
+    return o;
+}
+
 static int print_result(Report *r, const char *out, const QuantizeResult *q) {
-    if (r->json)
-        return cli_print_json(
-            json_pack("{s:I,s:I,s:I,s:f,s:f,s:f,s:b,s:o}", "weights", (json_int_t)q->n_weights,
-                      "tensor_bytes", (json_int_t)q->tensor_bytes, "file_bytes",
-                      (json_int_t)q->file_bytes, "bits", q->bits, "bits_blocks", q->bits_blocks,
-                      "seconds", r->seconds, "dry_run", r->dry_run, "tensors", r->tensors),
-            true);
+    const QuantizeMeasure *m = &r->measured;
+    if (r->json) return cli_print_json(result_json(r, q), true);
     fprintf(r->dry_run ? stdout : stderr,
             "%s%s%llu weights, %llu bytes; %.3f bits all-in, %.3f without embedding and output\n",
             r->dry_run ? "" : out, r->dry_run ? "" : ": ", (unsigned long long)q->n_weights,
@@ -98,6 +115,13 @@ static int print_result(Report *r, const char *out, const QuantizeResult *q) {
     if (!r->dry_run && r->seconds > 0)
         fprintf(stderr, "%.1f s, %.2f million weights a second\n", r->seconds,
                 (double)q->n_weights / r->seconds / 1e6);
+    if (q->predicted_kld > 0)
+        fprintf(stderr, "predicted from the calibration: KLD %.4f\n", q->predicted_kld);
+    if (m->n_tokens)
+        fprintf(stderr,
+                "measured: KLD %.4f ± %.4f, perplexity %.4f times the source's, same first choice "
+                "%.1f %%\n",
+                m->kld, m->kld_se, m->ppl_ratio, 100 * m->top1_agreement);
     return 0;
 }
 
@@ -131,11 +155,61 @@ static bool read_text(const char *model, const char *path, QuantizeOptions *opt)
     return opt->recover != NULL;
 }
 
-static int run(const char *in, const char *out, const char *text, QuantizeOptions *opt,
-               Report *report) {
+/* ---- measuring ---- */
+
+static int show_windows(void *user, int done, int total) {
+    cli_progress(user, "measure, windows", (uint64_t)done, (uint64_t)total);
+    return cli_interrupted();
+}
+
+static int compare(Report *r, DibitEngine *model, DibitEngine *base, DibitError *err) {
+    EvalOptions opt = { .max_windows = MEASURE_WINDOWS,
+                        .progress = show_windows,
+                        .user = &r->progress };
+    DibitModelInfo info;
+    EvalResult e;
+    size_t n;
+    dibit_model_info(base, &info);
+    opt.window = MIN(2048, info.n_ctx_train);
+    int32_t *ids = cli_tokenize(base, r->text, r->n_text, 0, &n);
+    if (!ids) return 1;
+    int code = evaluate_text(model, base, ids, n, &opt, &e, err) < 0 ? cli_fail(err) : 0;
+    cli_progress_clear(&r->progress);
+    free(ids);
+    if (code == 0)
+        r->measured = (QuantizeMeasure){ e.kld_mean.mean,
+                                         e.kld_mean.se,
+                                         e.ppl_ratio.mean,
+                                         e.top1_agreement.mean,
+                                         hash64(0, r->text, r->n_text),
+                                         e.n_tokens,
+                                         e.n_windows };
+    return code;
+}
+
+/* Runs the new model beside its source and writes what it lost into its file, which is whole
+ * whatever happens here. */
+static int measure(const char *in, const char *out, const QuantizeOptions *opt, Report *r) {
+    CliModel source = { .path = in, .n_threads = opt->n_threads, .no_mmap = opt->no_mmap };
+    CliModel made = source;
+    DibitEngine *base = NULL, *model = NULL;
+    DibitError err = { 0 };
+    made.path = out;
+    int code = cli_open(&base, &source);
+    if (code == 0) code = cli_open(&model, &made);
+    if (code == 0) code = compare(r, model, base, &err);
+    dibit_close(&model);
+    dibit_close(&base);
+    if (code == 0 && quantize_record(out, &r->measured, &err) != 0) code = cli_fail(&err);
+    if (code != 0) fprintf(stderr, "dibit: %s was written, without a measure\n", out);
+    return code;
+}
+
+static int run(const char *in, const char *out, QuantizeOptions *opt, Report *report) {
     DibitError err = { 0 };
     QuantizeResult result;
-    if (text && !opt->dry_run && !read_text(in, text, opt)) return 1;
+    if (report->recover && !opt->dry_run && !read_text(in, report->recover, opt)) return 1;
+    if (report->measure && !(report->text = cli_read(report->measure, &report->n_text))) return 1;
     report->dry_run = opt->dry_run;
     report->tensors = json_array();
     opt->progress = show;
@@ -146,13 +220,15 @@ static int run(const char *in, const char *out, const char *text, QuantizeOption
     report->seconds = (double)(clock_ns() - start) / 1e9;
     cli_progress_clear(&report->progress);
     if (r == 0) print_notes(report);
-    int code = r ? cli_fail(&err) : print_result(report, out, &result);
-    if (r != 0 || !report->json) json_decref(report->tensors);
+    int code = r ? cli_fail(&err) : 0;
+    if (r == 0 && report->measure && !opt->dry_run) code = measure(in, out, opt, report);
+    if (code == 0) code = print_result(report, out, &result);
+    if (code != 0 || !report->json) json_decref(report->tensors);
     return code;
 }
 
 int cmd_quantize(int argc, char **argv) {
-    const char *in = NULL, *out = NULL, *text = NULL;
+    const char *in = NULL, *out = NULL;
     int64_t recover_tokens = 32768;
     CliTexts rules = { .n = 0 };
     QuantizeOptions opt = { 0 };
@@ -172,11 +248,15 @@ int cmd_quantize(int argc, char **argv) {
         { "calibration", NULL, CLI_FILE, &opt.calibration, "FILE",
           "made by `dibit calibrate weights` from the same model, or a GGUF imatrix: less is lost",
           0, 0, NULL },
-        { "recover", NULL, CLI_FILE, &text, "TEXT",
+        { "recover", NULL, CLI_FILE, &report.recover, "TEXT",
           "code layer by layer for the outputs that the base has on this text: loses least", 0, 0,
           NULL },
         { "recover-tokens", NULL, CLI_INT64, &recover_tokens, "N",
           "use at most N tokens of it (default: 32768); 0: all", 0, 1e15, NULL },
+        { "measure", NULL, CLI_FILE, &report.measure, "TEXT",
+          "then compare with IN on 8 windows of this text and write what was lost into the file's "
+          "metadata",
+          0, 0, NULL },
         { "effort", NULL, CLI_INT, &opt.effort, "N",
           "for t2 and t3: 1 quick search, 2 the best codes (default)", 1, 2, NULL },
         { "seed", NULL, CLI_INT, &seed, "N", "of the rotation of t2 and t3 (default 0)", 0,
@@ -223,8 +303,9 @@ int cmd_quantize(int argc, char **argv) {
     opt.rules = list;
     opt.recover_tokens = (uint64_t)recover_tokens;
     opt.seed = (uint32_t)seed;
-    if (code == 0) code = run(in, out, text, &opt, &report);
+    if (code == 0) code = run(in, out, &opt, &report);
     for (int i = 0; i < opt.n_rules; i++) free(texts[i]);
     free((int32_t *)(uintptr_t)opt.recover);
+    free(report.text);
     return code;
 }

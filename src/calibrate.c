@@ -1,6 +1,6 @@
 /* calibrate.c - sums of x x^T over a text, for every distinct input x of the model's matrices. The
  * sums grow window by window in the order of the text; between windows they are a complete state,
- * which is what the file holds, finished or not. */
+ * which is what the file holds, finished or not. Then each matrix's sensitivity is measured. */
 #define _POSIX_C_SOURCE 200809L
 #include "calibrate.h"
 
@@ -10,12 +10,14 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "calibrate_sensitivity.h"
 #include "calibration.h"
 #include "dense.h"
 #include "model.h"
 
 enum { BATCH = 256, WINDOW_DEFAULT = 2048, WIDTH_DEFAULT = 4096 };
 #define SAVE_NS 120000000000u /* between saves of the work so far */
+enum { SENSITIVITY_TOKENS = 512 };
 
 typedef struct Input { /* one distinct input */
     char name[64];     /* of its tensor in the file */
@@ -38,8 +40,10 @@ typedef struct Work {
     Scratch scratch;
     Input *inputs;
     int n_inputs, window, n_windows, done;
-    int32_t *tokens; /* (window) */
-    char *part;      /* path of the work so far */
+    float *sensitivity; /* (n_layers, 7); negative: not measured yet */
+    int32_t *tokens;    /* (window) */
+    char *part;         /* path of the work so far */
+    uint64_t saved;     /* when it was written */
     uint64_t model_hash;
     float *packed; /* (widest triangle) */
     DibitError *tap_err;
@@ -80,6 +84,10 @@ static int add_input(Work *w, ModelTap tap, int layer, const char *matrices, Dib
                 in->width, in->full ? in->width : 1, in->name);
 }
 
+static int n_matrices(const Work *w) {
+    return w->model.hp.n_layers * SENSITIVITY_MATRICES;
+}
+
 static int make_inputs(Work *w, DibitError *err) {
     int n_layers = w->model.hp.n_layers, r = 0;
     size_t widest = 0;
@@ -90,6 +98,10 @@ static int make_inputs(Work *w, DibitError *err) {
             r = add_input(w, taps[i].tap, l, taps[i].matrices, err);
     if (r == 0) r = add_input(w, TAP_OUTPUT, n_layers, "output", err);
     for (int i = 0; i < w->n_inputs; i++) widest = MAX(widest, w->inputs[i].width);
+    w->sensitivity = mem_alloc(NULL, (size_t)n_matrices(w) * sizeof *w->sensitivity);
+    if (r == 0 && !w->sensitivity)
+        r = fail(err, DIBIT_E_MEMORY, "no memory for the list of inputs");
+    for (int i = 0; r == 0 && i < n_matrices(w); i++) w->sensitivity[i] = -1;
     if (r == 0) w->packed = mem_alloc(NULL, widest * (widest + 1) / 2 * sizeof *w->packed);
     if (r == 0 && !w->packed) r = fail(err, DIBIT_E_MEMORY, "no memory to write the sums");
     return r;
@@ -208,6 +220,8 @@ static int write_tensors(Work *w, GgufWriter *g, DibitError *err) {
                             "%s: an activation is NaN or infinite; the model is damaged", in->name);
         r = gguf_write(g, w->packed, n * sizeof *w->packed, err);
     }
+    if (r == 0)
+        r = gguf_write(g, w->sensitivity, (size_t)n_matrices(w) * sizeof *w->sensitivity, err);
     return r;
 }
 
@@ -227,6 +241,9 @@ static int write_file(Work *w, const char *path, uint64_t *n_bytes, DibitError *
         uint64_t n = packed_floats(&w->inputs[i]);
         gguf_put_tensor(g, w->inputs[i].name, T_F32, 1, &n, (size_t)n * sizeof(float));
     }
+    const uint64_t ne[] = { SENSITIVITY_MATRICES, (uint64_t)w->model.hp.n_layers };
+    gguf_put_tensor(g, CALIBRATION_SENSITIVITY, T_F32, 2, ne,
+                    (size_t)n_matrices(w) * sizeof *w->sensitivity);
     *n_bytes = gguf_writer_size(g);
     r = gguf_begin(g, path, err);
     if (r == 0) r = write_tensors(w, g, err);
@@ -251,13 +268,16 @@ static void resume(Work *w) {
                 has_u64(g, "dibit.calibration.window", (uint64_t)w->window) &&
                 has_u64(g, "dibit.calibration.windows", (uint64_t)w->n_windows) &&
                 gguf_get_u64(g, "dibit.calibration.windows_done", &done) &&
-                done < (uint64_t)w->n_windows;
+                done <= (uint64_t)w->n_windows;
+    const GgufTensor *s = gguf_find(g, CALIBRATION_SENSITIVITY);
+    same &= s && s->type == T_F32 && s->n_bytes == (size_t)n_matrices(w) * sizeof(float);
     for (int i = 0; i < w->n_inputs && same; i++) {
         const GgufTensor *t = gguf_find(g, w->inputs[i].name);
         same = t && t->type == T_F32 && t->n_bytes == packed_floats(&w->inputs[i]) * sizeof(float);
     }
     for (int i = 0; i < w->n_inputs && same; i++)
         unpack_sum(&w->inputs[i], (const float *)gguf_find(g, w->inputs[i].name)->data);
+    if (same) memcpy(w->sensitivity, s->data, s->n_bytes);
     if (same) w->done = (int)done;
     gguf_close(&g);
     if (same && w->done) note(w, "going on where an earlier run stopped");
@@ -291,12 +311,16 @@ static void add_rows(void *user, ModelTap what, int layer, const float *x, int n
     }
 }
 
-static int run_window(Work *w, int index, DibitError *err) {
+static void load_window(Work *w, int index) {
     size_t all = w->n_ids / (size_t)w->window, at = (size_t)index * all / (size_t)w->n_windows;
     const int32_t *ids = w->ids + at * (size_t)w->window;
     int head = w->opt->bos >= 0 ? 1 : 0;
     w->tokens[0] = head ? w->opt->bos : ids[0];
     memcpy(w->tokens + head, ids, (size_t)(w->window - head) * sizeof *ids);
+}
+
+static int run_window(Work *w, int index, DibitError *err) {
+    load_window(w, index);
     cache_truncate(&w->cache, 0);
     w->scratch.tap = add_rows;
     w->scratch.tap_user = w;
@@ -308,29 +332,68 @@ static int run_window(Work *w, int index, DibitError *err) {
         if (r == 0) r = w->tap_result;
         if (r != 0) return r;
     }
+    w->scratch.tap = NULL;
     return 0;
 }
 
+/* After each piece of work: tells how far it is, and keeps it now and then. */
+static int step(Work *w, int n_measured, DibitError *err) {
+    uint64_t window = (uint64_t)w->window, one = MIN(window, SENSITIVITY_TOKENS), size;
+    uint64_t done = (uint64_t)w->done * window + (uint64_t)n_measured * one;
+    uint64_t total = (uint64_t)w->n_windows * window + (uint64_t)n_matrices(w) * one;
+    bool stop = w->opt->progress && w->opt->progress(w->opt->user, done, total) != 0;
+    if (done == total || (!stop && clock_ns() - w->saved < SAVE_NS)) return 0;
+    int r = write_file(w, w->part, &size, err);
+    w->saved = clock_ns();
+    if (r != 0 || !stop) return r;
+    return fail(err, DIBIT_E_CANCELLED,
+                "calibration was stopped after %d of %d windows, %d of %d matrices; the same "
+                "command goes on",
+                w->done, w->n_windows, n_measured, n_matrices(w));
+}
+
 static int run_windows(Work *w, DibitError *err) {
-    uint64_t saved = clock_ns(), size, window = (uint64_t)w->window;
-    while (w->done < w->n_windows) {
-        int r = run_window(w, w->done, err);
+    int r = 0;
+    w->saved = clock_ns();
+    while (w->done < w->n_windows && r == 0) {
+        r = run_window(w, w->done, err);
         if (r != 0) return r;
         w->done++;
-        bool stop = w->opt->progress && w->opt->progress(w->opt->user, (uint64_t)w->done * window,
-                                                         (uint64_t)w->n_windows * window) != 0;
-        if (w->done == w->n_windows) break;
-        if (stop || clock_ns() - saved > SAVE_NS) {
-            r = write_file(w, w->part, &size, err);
-            if (r != 0) return r;
-            saved = clock_ns();
-        }
-        if (stop)
-            return fail(err, DIBIT_E_CANCELLED,
-                        "calibration was stopped after %d of %d windows; the same command goes on",
-                        w->done, w->n_windows);
+        r = step(w, 0, err);
     }
-    return 0;
+    return r;
+}
+
+/* The sums that a matrix's input has; the upper triangle gets its values too. */
+static const Input *complete_input(Work *w, int layer, int matrix) {
+    static const ModelTap of[SENSITIVITY_MATRICES] = { TAP_QKV,     TAP_QKV,     TAP_QKV, TAP_O,
+                                                       TAP_GATE_UP, TAP_GATE_UP, TAP_DOWN };
+    const Input *in = w->inputs;
+    while (in->layer != layer || in->tap != of[matrix]) in++;
+    for (size_t i = 0; in->full && i < in->width; i++)
+        for (size_t j = 0; j < i; j++) in->sum[j * in->width + i] = in->sum[i * in->width + j];
+    return in;
+}
+
+static int run_sensitivity(Work *w, DibitError *err) {
+    Sensitivity t = { .m = &w->model,
+                      .s = &w->scratch,
+                      .c = &w->cache,
+                      .pool = w->pool,
+                      .ids = w->tokens,
+                      .n = MIN(w->window, SENSITIVITY_TOKENS),
+                      .batch = MIN(w->window, BATCH) };
+    load_window(w, w->n_windows / 2);
+    int r = sensitivity_create(&t, err);
+    for (int k = 0; k < n_matrices(w) && r == 0; k++) {
+        int layer = k / SENSITIVITY_MATRICES, i = k % SENSITIVITY_MATRICES;
+        if (w->sensitivity[k] >= 0) continue;
+        const Input *in = complete_input(w, layer, i);
+        r = sensitivity_measure(&t, layer, i, in->sum, in->full, &w->sensitivity[k], err);
+        if (r == 0) r = step(w, k + 1, err);
+    }
+    sensitivity_free(&t);
+    return r;
 }
 
 static int run(Work *w, const char *model, const char *out, CalibrateResult *result,
@@ -346,6 +409,7 @@ static int run(Work *w, const char *model, const char *out, CalibrateResult *res
     snprintf(w->part, n, "%s.part", out);
     resume(w);
     r = run_windows(w, err);
+    if (r == 0) r = run_sensitivity(w, err);
     if (r == 0) r = write_file(w, out, &result->file_bytes, err);
     if (r != 0) return r;
     unlink(w->part);
@@ -369,6 +433,7 @@ int calibrate_weights(const char *model_path, const int32_t *ids, size_t n,
     for (int i = 0; i < w.n_inputs; i++) mem_free(NULL, w.inputs[i].sum);
     mem_free(NULL, w.inputs);
     mem_free(NULL, w.packed);
+    mem_free(NULL, w.sensitivity);
     mem_free(NULL, w.tokens);
     mem_free(NULL, w.part);
     return r;

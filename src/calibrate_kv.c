@@ -329,25 +329,12 @@ int calibrate_kv(const char *model_path, const int32_t *ids, size_t n,
     return r;
 }
 
+static void put_types(GgufWriter *w, const void *user) {
+    const KvCalibrateResult *r = user;
+    gguf_put_string(w, "dibit.kv.layers", r->layers, strlen(r->layers));
+    gguf_put_f32(w, "dibit.kv.layers_kld", (float)r->kld);
+}
+
 int calibrate_kv_add_types(const char *path, const KvCalibrateResult *result, DibitError *err) {
-    Gguf *in = NULL;
-    GgufWriter *w = NULL;
-    int r = gguf_open(&in, path, true, NULL, err);
-    if (r == 0) r = gguf_writer_create(&w, err);
-    if (r == 0) {
-        for (int i = 0; i < gguf_n_values(in); i++) gguf_put_value(w, gguf_value(in, i));
-        gguf_put_string(w, "dibit.kv.layers", result->layers, strlen(result->layers));
-        gguf_put_f32(w, "dibit.kv.layers_kld", (float)result->kld);
-        for (int i = 0; i < gguf_n_tensors(in); i++) {
-            const GgufTensor *t = gguf_tensor(in, i);
-            gguf_put_tensor(w, t->name, t->type, t->n_dims, t->ne, t->n_bytes);
-        }
-        r = gguf_begin(w, path, err);
-    }
-    for (int i = 0; r == 0 && i < gguf_n_tensors(in); i++)
-        r = gguf_write(w, gguf_tensor(in, i)->data, gguf_tensor(in, i)->n_bytes, err);
-    if (r == 0) r = gguf_finish(w, err);
-    gguf_writer_free(&w);
-    gguf_close(&in);
-    return r;
+    return gguf_rewrite(path, put_types, result, err);
 }

@@ -98,22 +98,41 @@ void calibration_close(Calibration *c) {
 
 /* ---- looking up ---- */
 
-/* blk.3.attn_q.weight -> layer 3, "attn_qkv" */
-static const char *input_of(const char *tensor, int *layer) {
-    static const char *const inputs[][2] = {
-        { "attn_q.weight", "attn_qkv" },      { "attn_k.weight", "attn_qkv" },
-        { "attn_v.weight", "attn_qkv" },      { "attn_output.weight", "attn_output" },
-        { "ffn_gate.weight", "ffn_gate_up" }, { "ffn_up.weight", "ffn_gate_up" },
-        { "ffn_down.weight", "ffn_down" },
-    };
+/* In the order of a layer's sensitivities, with the input of each. */
+static const char *const layer_matrices[][2] = {
+    { "attn_q.weight", "attn_qkv" },      { "attn_k.weight", "attn_qkv" },
+    { "attn_v.weight", "attn_qkv" },      { "attn_output.weight", "attn_output" },
+    { "ffn_gate.weight", "ffn_gate_up" }, { "ffn_up.weight", "ffn_gate_up" },
+    { "ffn_down.weight", "ffn_down" },
+};
+
+/* blk.3.attn_q.weight -> layer 3, row 0 of the table; false where it is none of them. */
+static bool find_matrix(const char *tensor, int *layer, size_t *row) {
     int end = 0;
+    if (sscanf(tensor, "blk.%4d.%n", layer, &end) != 1 || end == 0 || *layer < 0) return false;
+    for (size_t i = 0; i < ARRAY_LEN(layer_matrices); i++)
+        if (strcmp(tensor + end, layer_matrices[ *row = i][0]) == 0) return true;
+    return false;
+}
+
+static const char *input_of(const char *tensor, int *layer) {
+    size_t row;
+    if (find_matrix(tensor, layer, &row)) return layer_matrices[row][1];
     *layer = -1;
     if (strcmp(tensor, "output.weight") == 0 || strcmp(tensor, "token_embd.weight") == 0)
         return "output";
-    if (sscanf(tensor, "blk.%4d.%n", layer, &end) != 1 || end == 0) return NULL;
-    for (size_t i = 0; i < ARRAY_LEN(inputs); i++)
-        if (strcmp(tensor + end, inputs[i][0]) == 0) return inputs[i][1];
     return NULL;
+}
+
+float calibration_sensitivity(const Calibration *c, const char *tensor) {
+    size_t row, n = ARRAY_LEN(layer_matrices);
+    int layer;
+    const GgufTensor *t = c->file ? gguf_find(c->file, CALIBRATION_SENSITIVITY) : NULL;
+    if (!t || !find_matrix(tensor, &layer, &row) || t->type != T_F32 || t->ne[0] != n ||
+        (uint64_t)layer >= t->ne[1])
+        return -1;
+    float v = ((const float *)t->data)[(size_t)layer * n + row];
+    return isfinite(v) ? v : -1;
 }
 
 static int check_values(const GgufTensor *t, size_t want, size_t cols, DibitError *err) {

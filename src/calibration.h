@@ -4,7 +4,8 @@
 #define CALIBRATION_H
 #include "gguf.h"
 
-#define CALIBRATION_TYPE "dibit-calibration"
+#define CALIBRATION_TYPE        "dibit-calibration"
+#define CALIBRATION_SENSITIVITY "sensitivity"
 enum { CALIBRATION_VERSION = 1 };
 
 /* The name of an input's tensor: "blk.3.attn_qkv.hessian", or ".diagonal"; layer -1: none. */
@@ -31,4 +32,6 @@ void calibration_close(Calibration *c);
 /* The input of a matrix with `cols` columns; neither pointer is set where the file has none. */
 int calibration_find(const Calibration *c, const char *tensor, size_t cols, CalibrationInput *out,
                      DibitError *err);
+/* KLD per relative error of a matrix's outputs (calibrate_sensitivity.h); negative: not known. */
+float calibration_sensitivity(const Calibration *c, const char *tensor);
 #endif

@@ -108,7 +108,11 @@ int gguf_begin(GgufWriter *w, const char *path,
 int gguf_write(GgufWriter *w, const void *data, size_t n,
                DibitError *err);                 /* tensor bytes; padding is added */
 int gguf_finish(GgufWriter *w, DibitError *err); /* all bytes there? then the file appears */
-/* The same into memory instead of a file: *out gets the image, to be freed with mem_free(NULL,
+/* Writes the file anew, atomically, with the values that `change` adds or replaces. */
+int gguf_rewrite(const char *path, void (*change)(GgufWriter *w, const void *user),
+                 const void *user, DibitError *err);
+/* Begin and finish into memory instead of a file: *out gets the image, to be freed with
+ * mem_free(NULL,
  * ...). */
 int gguf_begin_memory(GgufWriter *w, DibitError *err);
 int gguf_finish_memory(GgufWriter *w, uint8_t **out, size_t *size, DibitError *err);

@@ -339,3 +339,24 @@ int gguf_finish_memory(GgufWriter *w, uint8_t **out, size_t *size, DibitError *e
     w->image = (Bytes){ 0 };
     return 0;
 }
+
+int gguf_rewrite(const char *path, void (*change)(GgufWriter *w, const void *user),
+                 const void *user, DibitError *err) {
+    Gguf *in = NULL;
+    GgufWriter *w = NULL;
+    int r = gguf_open(&in, path, true, NULL, err);
+    if (r == 0) r = gguf_writer_create(&w, err);
+    for (int i = 0; r == 0 && i < gguf_n_values(in); i++) gguf_put_value(w, gguf_value(in, i));
+    if (r == 0) change(w, user);
+    for (int i = 0; r == 0 && i < gguf_n_tensors(in); i++) {
+        const GgufTensor *t = gguf_tensor(in, i);
+        gguf_put_tensor(w, t->name, t->type, t->n_dims, t->ne, t->n_bytes);
+    }
+    if (r == 0) r = gguf_begin(w, path, err);
+    for (int i = 0; r == 0 && i < gguf_n_tensors(in); i++)
+        r = gguf_write(w, gguf_tensor(in, i)->data, gguf_tensor(in, i)->n_bytes, err);
+    if (r == 0) r = gguf_finish(w, err);
+    gguf_writer_free(&w);
+    gguf_close(&in);
+    return r;
+}

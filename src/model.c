@@ -278,7 +278,8 @@ static int check_range(const float *x, int n, float lo, float hi, const char *na
 }
 
 uint64_t model_norms_hash(const Gguf *file) {
-    uint64_t hash = 1;
+    uint64_t hash = 1, before;
+    if (gguf_get_u64(file, MODEL_NORMS_HASH, &before)) return before;
     for (int i = 0; i < gguf_n_tensors(file); i++) {
         const GgufTensor *t = gguf_tensor(file, i);
         const TypeInfo *type = type_info(t->type);

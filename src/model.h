@@ -69,8 +69,9 @@ int model_bind_kv(Model *m, const Gguf *file, DibitError *err);
 /* Opens a calibration file that was made for `model` in any types, or says why it is not one. */
 int model_open_kv(Gguf **out, const char *path, const Gguf *model, bool no_mmap,
                   const DibitAllocator *memory, DibitError *err);
-/* Of the norms, which stay the same in every quantization: says whose calibration a file is. 0 when
- * there is no memory. */
+/* Of the norms, which quantizing keeps (where its recovery fits them it writes what this was before
+ * into the file): says whose calibration a file is. 0 when there is no memory. */
+#define MODEL_NORMS_HASH "dibit.norms_hash"
 uint64_t model_norms_hash(const Gguf *file);
 void model_close(Model *m);
 /* Names the first tensor with a NaN or infinity, for the error text; NULL if all are finite. Slow.

@@ -274,6 +274,7 @@ static int put_metadata(Job *j, DibitError *err) {
         uint64_t tokens = j->opt->recover_tokens ? j->opt->recover_tokens : j->opt->n_recover;
         gguf_put_u64(j->w, "dibit.quantize.recover_text_hash", j->opt->recover_hash);
         gguf_put_u64(j->w, "dibit.quantize.recover_tokens", MIN(tokens, j->opt->n_recover));
+        gguf_put_u64(j->w, MODEL_NORMS_HASH, model_norms_hash(j->in));
     }
     for (int i = 0; i < j->n; i++) {
         const Plan *p = &j->plans[i];
@@ -513,9 +514,18 @@ static int convert(Job *j, const Plan *p, Error *e, DibitError *err) {
     return r;
 }
 
+/* Block matrices alone: what embedding and output lose is little beside. */
+static void add_prediction(Job *j, const Plan *p, const Error *e) {
+    double *sum = &j->result.predicted_kld;
+    float s = calibration_sensitivity(&j->calibration, p->from->name);
+    if (p->from->n_dims < 2 || p->outer || is_kv(p->from->name) || *sum < 0) return;
+    *sum = s < 0 || (e->loss <= 0 && e->rel_mse > 0) ? -1 : *sum + (double)s * e->loss;
+}
+
 static int tell(Job *j, int i, const Error *e, DibitError *err) {
     const Plan *p = &j->plans[i];
     j->done += p->n_weights;
+    add_prediction(j, p, e);
     QuantizeTensor t = { .name = p->from->name,
                          .from = p->type->name,
                          .to = p->to->name,
@@ -584,14 +594,18 @@ static int code_with_feedback(Job *j, const Plan *p, int stage, float *target,
     return r ? r : keep_part(j, p, p->ready, e, err);
 }
 
+static Plan *find_plan(Job *j, const char *name) {
+    for (int i = 0; i < j->n; i++)
+        if (strcmp(j->plans[i].from->name, name) == 0) return &j->plans[i];
+    return NULL;
+}
+
 static int code_matrix(void *user, const char *name, int stage, float *target, size_t rows,
                        size_t cols, const float *triangle, float *decoded, DibitError *err) {
     Job *j = user;
-    Plan *p = NULL;
+    Plan *p = find_plan(j, name);
     Error e = { 0, 0 };
-    int i = 0, r = 0;
-    for (; i < j->n && !p; i++)
-        if (strcmp(j->plans[i].from->name, name) == 0) p = &j->plans[i];
+    int r = 0;
     if (!p || p->rows != rows || p->cols != cols)
         return fail(err, DIBIT_E_UNSUPPORTED, "%s: recovery needs it as one matrix", name);
     p->ready = mem_alloc(NULL, p->n_bytes);
@@ -608,7 +622,19 @@ static int code_matrix(void *user, const char *name, int stage, float *target, s
     j->whole = decoded;
     pool_run(j->pool, decode_block, j, (int)((rows + BLOCK - 1) / BLOCK));
     j->whole = NULL;
-    return tell(j, i - 1, &e, err);
+    return tell(j, (int)(p - j->plans), &e, err);
+}
+
+static int keep_norm(void *user, const char *name, const float *weights, size_t n,
+                     DibitError *err) {
+    Job *j = user;
+    Plan *p = find_plan(j, name);
+    if (!p || p->to->id != T_F32 || p->n_weights != n)
+        return fail(err, DIBIT_E_UNSUPPORTED, "%s: recovery needs it as one vector", name);
+    p->ready = mem_alloc(NULL, p->n_bytes);
+    if (!p->ready) return fail(err, DIBIT_E_MEMORY, "%s: no memory to convert it", name);
+    memcpy(p->ready, weights, p->n_bytes);
+    return tell(j, (int)(p - j->plans), &(Error){ 0, 0 }, err);
 }
 
 static void check_block(void *arg, int item, int thread) {
@@ -652,8 +678,10 @@ static const float *find_prior(void *user, const char *name, size_t cols, uint64
 
 static int recover(Job *j, DibitError *err) {
     Model m = { 0 };
-    RecoverOptions o = { j->opt->recover,        j->opt->n_recover,      j->opt->bos,
-                         j->opt->recover_window, j->opt->recover_tokens, find_prior };
+    RecoverOptions o = {
+        j->opt->recover,        j->opt->n_recover, j->opt->bos, j->opt->recover_window,
+        j->opt->recover_tokens, find_prior,        keep_norm
+    };
     int r = check_all(j, err);
     if (r == 0) r = model_open(&m, j->in, &j->kern, j->pool, REPACK_NOT, NULL, err);
     if (r != 0) return r;

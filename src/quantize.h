@@ -51,7 +51,9 @@ typedef struct QuantizeTensor {
 typedef struct QuantizeResult {
     uint64_t n_weights, tensor_bytes, file_bytes;
     double bits,
-        bits_blocks; /* all-in bits per weight: all tensors; without embedding and output */
+        bits_blocks;      /* all-in bits per weight: all tensors; without embedding and output */
+    double predicted_kld; /* from the errors of the matrices' outputs and the calibration's
+                             sensitivities; negative: not known */
 } QuantizeResult;
 
 /* Writes out_path atomically (unused in a dry run); nothing is left when it fails. When it is
@@ -61,6 +63,14 @@ typedef struct QuantizeResult {
  * thread count. */
 int quantize_file(const char *in_path, const char *out_path, const QuantizeOptions *opt,
                   QuantizeResult *result, DibitError *err);
+
+/* What a quantized model lost against the one that it was made from. */
+typedef struct QuantizeMeasure {
+    double kld, kld_se, ppl_ratio, top1_agreement;
+    uint64_t text_hash, n_tokens, n_windows;
+} QuantizeMeasure;
+/* Writes it into the metadata of a file of quantize_file(), for quantize_history(). */
+int quantize_record(const char *path, const QuantizeMeasure *measure, DibitError *err);
 
 /* How a file was made by quantize_file(), as lines of text, "" when it was not; cut to fit. */
 int quantize_history(const char *path, char *buf, size_t cap, DibitError *err);

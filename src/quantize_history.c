@@ -30,6 +30,35 @@ static void add_text(Text *t, const Gguf *g, const char *what, const char *token
         (unsigned long long)hash);
 }
 
+static void put_measure(GgufWriter *w, const void *user) {
+    const QuantizeMeasure *m = user;
+    gguf_put_f32(w, "dibit.quantize.kld", (float)m->kld);
+    gguf_put_f32(w, "dibit.quantize.kld_se", (float)m->kld_se);
+    gguf_put_f32(w, "dibit.quantize.ppl_ratio", (float)m->ppl_ratio);
+    gguf_put_f32(w, "dibit.quantize.top1_agreement", (float)m->top1_agreement);
+    gguf_put_u64(w, "dibit.quantize.kld_text_hash", m->text_hash);
+    gguf_put_u64(w, "dibit.quantize.kld_tokens", m->n_tokens);
+    gguf_put_u64(w, "dibit.quantize.kld_windows", m->n_windows);
+}
+
+int quantize_record(const char *path, const QuantizeMeasure *measure, DibitError *err) {
+    return gguf_rewrite(path, put_measure, measure, err);
+}
+
+static void add_measure(Text *t, const Gguf *g) {
+    double kld, se, ratio, agreement;
+    if (!gguf_get_f64(g, "dibit.quantize.kld", &kld) ||
+        !gguf_get_f64(g, "dibit.quantize.kld_se", &se) ||
+        !gguf_get_f64(g, "dibit.quantize.ppl_ratio", &ratio) ||
+        !gguf_get_f64(g, "dibit.quantize.top1_agreement", &agreement))
+        return;
+    add(t,
+        "  measured     KLD %.4f ± %.4f, perplexity %.4f times, same first choice %.1f %%, against "
+        "its source\n",
+        kld, se, ratio, 100 * agreement);
+    add_text(t, g, "  with       ", "dibit.quantize.kld_tokens", "dibit.quantize.kld_text_hash");
+}
+
 int quantize_history(const char *path, char *buf, size_t cap, DibitError *err) {
     Text t = { buf, cap, 0 };
     GgufString type = { "", 0 }, embedding = { "", 0 }, version = { "", 0 };
@@ -57,6 +86,7 @@ int quantize_history(const char *path, char *buf, size_t cap, DibitError *err) {
             add(&t, "  its file     %016llx\n", (unsigned long long)hash);
         add_text(&t, g, "  recovery   ", "dibit.quantize.recover_tokens",
                  "dibit.quantize.recover_text_hash");
+        add_measure(&t, g);
     }
     gguf_close(&g);
     return 0;

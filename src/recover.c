@@ -2,7 +2,8 @@
  * base's input of a matrix W and b that of the quantized network, the code Q should make Q b equal
  * to W a: least squares over the text gives the target W + W (sum (a - b) b^T) (sum b b^T)^-1.
  * Where the result is added to the residual stream the target also takes back the error that has
- * gathered there. */
+ * gathered there. The norms follow in the same way: with the codes of all matrices that read a norm
+ * the factors d of its channels for which Q (d b) comes nearest to W a. */
 #include "recover.h"
 
 #include <limits.h>
@@ -19,6 +20,7 @@ enum { BATCH = 256, WINDOW_DEFAULT = 2048, BASE = 0, CODED = 1 };
 #define DAMPING       0.1 /* of the mean of the diagonal */
 #define SHARE         0.5f
 #define DAMPING_PRIOR 0.01
+#define DAMPING_NORM  0.02 /* of the mean of the diagonal: factors stay near 1 */
 
 typedef struct Recover {
     const Model *m;
@@ -35,6 +37,8 @@ typedef struct Recover {
     float *h, *cross, *factor;       /* (widest, widest) */
     float *triangle, *target, *gain; /* gain: what the target differs from the weights */
     float *decoded[7];               /* the coded layer's matrices: q k v o gate up down */
+    float *moment, *gram, *slope;    /* normal equations of a norm: (n_embd, n_embd) sums of Q^T Q
+                                        of its matrices and of one of them, (n_embd) right side */
     float share;                     /* of the gain that is taken */
     Layer coded;
 } Recover;
@@ -67,6 +71,9 @@ static int allocate(Recover *r, DibitError *err) {
         r->in[k] = floats(r->n, e, &ok);
         r->mid[k] = floats(r->n, wide, &ok);
     }
+    r->moment = floats(e, e, &ok);
+    r->gram = floats(e, e, &ok);
+    r->slope = floats(e, 1, &ok);
     r->h = floats(widest, widest, &ok);
     r->cross = floats(widest, widest, &ok);
     r->factor = floats(widest, widest, &ok);
@@ -244,23 +251,85 @@ static int code(Recover *r, int i, float *gain, DibitError *err) {
     return rc;
 }
 
-/* Matrices i0..i1-1, which share the normed input: wanted is W a. */
-static int code_inner(Recover *r, int i0, int i1, DibitError *err) {
+/* r->gain = W (sum (a - b) b^T), W to r->target. */
+static int input_gain(Recover *r, const Weight *w, DibitError *err) {
+    size_t e = w->cols;
+    for (size_t row = 0; row < w->rows; row++)
+        w->type->decode(r->target + row * e, w->data, w->rows, e, row);
+    memset(r->gain, 0, w->rows * e * sizeof *r->gain);
+    DenseProduct p = {
+        r->gain, e, w->rows, e, e, { r->target, e, 1 }, { r->cross, e, 1 }, 1, false
+    };
+    return dense_multiply(&p, r->pool, err);
+}
+
+/* ---- norms ---- */
+
+/* Adds a coded matrix Q (rows, n_embd) to the normal equations of its norm's factors. With what is
+ * missing of the outputs, sum (W a - Q b) b^T = r->gain + (W - Q) H, they are
+ * (Q^T Q * H) (d - 1) = diag(Q^T missing), divided by the outputs' energy so that each matrix
+ * counts the same. */
+static int norm_add(Recover *r, const Weight *w, const float *q, DibitError *err) {
+    size_t e = w->cols;
+    double energy = 0;
+    int rc = input_gain(r, w, err);
+    for (size_t k = 0; k < w->rows * e; k++) r->target[k] -= q[k];
+    DenseProduct missing = { r->gain,        e, w->rows, e, e, { r->target, e, 1 },
+                             { r->h, e, 1 }, 1, false };
+    if (rc == 0) rc = dense_multiply(&missing, r->pool, err);
+    memset(r->gram, 0, e * e * sizeof *r->gram);
+    DenseProduct gram = { r->gram, e, e, e, w->rows, { q, 1, e }, { q, e, 1 }, 1, false };
+    if (rc == 0) rc = dense_multiply(&gram, r->pool, err);
+    if (rc != 0) return rc;
+    for (size_t k = 0; k < e * e; k++) energy += (double)r->gram[k] * (double)r->h[k];
+    float part = energy > 0 ? (float)((double)r->n / energy) : 0;
+    for (size_t k = 0; k < e * e; k++) r->moment[k] += part * r->gram[k];
+    for (size_t i = 0; i < e; i++) {
+        double sum = 0;
+        for (size_t row = 0; row < w->rows; row++)
+            sum += (double)q[row * e + i] * (double)r->gain[row * e + i];
+        r->slope[i] += part * (float)sum;
+    }
+    return 0;
+}
+
+/* Solves them, hands the norm out and brings the coded network's normed input up to date. */
+static int norm_fit(Recover *r, const char *name, const float *norm, DibitError *err) {
     size_t e = (size_t)r->m->hp.n_embd;
+    double mean = 0;
+    bool ok = false;
+    for (size_t k = 0; k < e * e; k++) r->moment[k] *= r->h[k];
+    for (size_t i = 0; i < e; i++) mean += (double)r->moment[i * e + i] / (double)e;
+    for (size_t i = 0; i < e; i++)
+        r->moment[i * e + i] += (float)(mean > 0 ? DAMPING_NORM * mean : 1);
+    int rc = dense_cholesky(r->moment, e, r->pool, &ok, err);
+    if (rc == 0 && !ok)
+        rc = fail(err, DIBIT_E_NUMERIC, "%s: the correlations of inputs are not positive", name);
+    if (rc == 0) rc = dense_solve(r->slope, 1, r->moment, e, r->pool, err);
+    if (rc != 0) return rc;
+    for (size_t i = 0; i < r->n; i++)
+        for (size_t k = 0; k < e; k++) r->in[CODED][i * e + k] *= 1 + r->slope[k];
+    for (size_t k = 0; k < e; k++) r->slope[k] = norm[k] * (1 + r->slope[k]);
+    return r->opt->norm(r->user, name, r->slope, e, err);
+}
+
+/* Matrices i0..i1-1, which share the normed input: wanted is W a. */
+static int code_inner(Recover *r, int i0, int i1, const float *norm, DibitError *err) {
+    size_t e = (size_t)r->m->hp.n_embd;
+    char name[64];
     int rc = gather(r, i0, r->in[CODED], e, err);
     if (rc == 0) rc = product(r, r->cross, e, e, r->in[BASE], e, r->in[CODED], false, err);
     for (size_t k = 0; rc == 0 && k < e * e; k++) r->cross[k] -= r->h[k];
+    memset(r->moment, 0, e * e * sizeof *r->moment);
+    memset(r->slope, 0, e * sizeof *r->slope);
     for (int i = i0; i < i1 && rc == 0; i++) {
         const Weight *w = layer_weight(&r->m->layers[r->layer], i);
-        for (size_t row = 0; row < w->rows; row++)
-            w->type->decode(r->target + row * e, w->data, w->rows, e, row);
-        memset(r->gain, 0, w->rows * e * sizeof *r->gain);
-        DenseProduct p = { r->gain, e,    w->rows, e, e, { r->target, e, 1 }, { r->cross, e, 1 },
-                           1,       false };
-        rc = dense_multiply(&p, r->pool, err);
+        rc = input_gain(r, w, err);
         if (rc == 0) rc = code(r, i, r->gain, err);
+        if (rc == 0) rc = norm_add(r, w, r->decoded[i], err);
     }
-    return rc;
+    snprintf(name, sizeof name, "blk.%d.%s_norm.weight", r->layer, i0 ? "ffn" : "attn");
+    return rc ? rc : norm_fit(r, name, norm, err);
 }
 
 /* Matrix i, whose result is added to the residual stream: wanted is what the base has there after
@@ -283,14 +352,14 @@ static int run_layer(Recover *r, DibitError *err) {
     const Layer *base = &r->m->layers[r->layer];
     r->coded = *base;
     for (int k = 0; k < 2; k++) norm(r, k, base->attn_norm);
-    int rc = code_inner(r, 0, 3, err);
+    int rc = code_inner(r, 0, 3, base->attn_norm, err);
     if (rc != 0) return rc;
     attend(r, BASE, base);
     attend(r, CODED, &r->coded);
     rc = code_outer(r, 3, err);
     if (rc != 0) return rc;
     for (int k = 0; k < 2; k++) norm(r, k, base->ffn_norm);
-    rc = code_inner(r, 4, 6, err);
+    rc = code_inner(r, 4, 6, base->ffn_norm, err);
     if (rc != 0) return rc;
     activate(r, BASE, base);
     activate(r, CODED, &r->coded);
@@ -308,7 +377,8 @@ int recover_model(const Model *m, const Kern *kern, Pool *pool, const RecoverOpt
         mem_free(NULL, r.in[k]);
         mem_free(NULL, r.mid[k]);
     }
-    float *const rest[] = { r.h, r.cross, r.factor, r.triangle, r.target, r.gain };
+    float *const rest[] = { r.h,    r.cross,  r.factor, r.triangle, r.target,
+                            r.gain, r.moment, r.gram,   r.slope };
     for (size_t i = 0; i < ARRAY_LEN(rest); i++) mem_free(NULL, rest[i]);
     for (int i = 0; i < 7; i++) mem_free(NULL, r.decoded[i]);
     scratch_free(&r.s);

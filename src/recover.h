@@ -14,6 +14,8 @@ typedef struct RecoverOptions {
     /* What a calibration of the base knows of a matrix's input: the triangle of the sum of x x^T
      * and over how many tokens, or NULL. */
     const float *(*prior)(void *user, const char *name, size_t cols, uint64_t *n_tokens);
+    /* Takes the n weights of a norm as they were fitted. */
+    int (*norm)(void *user, const char *name, const float *weights, size_t n, DibitError *err);
 } RecoverOptions;
 
 /* Codes one matrix: `target` (rows, cols) are the weights to come close to, to be changed freely;

@@ -1,6 +1,8 @@
 /* calibrate_command.c - `dibit calibrate weights` and what `dibit quantize` and `dibit info` say.
  */
 #define _GNU_SOURCE
+#include <jansson.h>
+
 #include "program.h"
 
 void calibrate_command(void **state);
@@ -19,6 +21,25 @@ void calibrate_command(void **state) {
                "--recover", file, "--recover-tokens", "600", "--json"),
            0, NULL);
     assert_non_null(strstr(last.out, "\"loss\""));
+    /* what the calibration predicts is near what is measured, and the file keeps the measure */
+    expect(run(NULL, "quantize", "-m", model, "-o", out, "--type", "s3", "--calibration", cal,
+               "--measure", file, "--embedding-type", "f16", "--json"),
+           0, NULL);
+    json_t *report = json_loads(last.out, 0, NULL);
+    double predicted = json_number_value(json_object_get(report, "predicted_kld"));
+    double measured =
+        json_number_value(json_object_get(json_object_get(report, "measured"), "kld_mean"));
+    json_decref(report);
+    if (!(predicted > measured / 3 && predicted < 3 * measured))
+        die("predicted KLD %g, measured %g", predicted, measured);
+    expect(run(NULL, "info", "-m", out), 0, "");
+    assert_non_null(strstr(last.out, "measured     KLD 0."));
+    expect_error(run(NULL, "quantize", "-m", model, "-o", out, "--type", "s3", "--measure",
+                     work_path("none")),
+                 "none");
+    expect(run(NULL, "quantize", "-m", model, "-o", out, "--type", "s2", "--calibration", cal,
+               "--recover", file, "--recover-tokens", "600"),
+           0, NULL);
     expect(run(NULL, "info", "-m", out), 0, NULL);
     assert_non_null(strstr(last.out, "quantized      s2, embedding q8, seed 0"));
     assert_non_null(strstr(last.out, "640 tokens of text"));

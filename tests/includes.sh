@@ -15,7 +15,7 @@ headers='
 4  gpu.h ops_gpu.h
 5  model.h
 6  session.h
-7  quantize.h evaluate.h shape.h context.h calibrate.h calibration.h calibrate_kv.h calibrate_basis.h dense.h feedback.h recover.h quantize_part.h fields.h plan.h feature.h
+7  quantize.h evaluate.h shape.h context.h calibrate.h calibration.h calibrate_kv.h calibrate_basis.h calibrate_sensitivity.h dense.h feedback.h recover.h quantize_part.h fields.h plan.h feature.h
 '
 # files (first match counts)                      levels (a first and a last one), or names
 files='
