@@ -32,7 +32,7 @@ void calibrate_command(void **state) {
     json_decref(report);
     if (!(predicted > measured / 3 && predicted < 3 * measured))
         die("predicted KLD %g, measured %g", predicted, measured);
-    expect(run(NULL, "info", "-m", out), 0, "");
+    expect(run(NULL, "info", "-m", out), 0, NULL);
     assert_non_null(strstr(last.out, "measured     KLD 0."));
     expect_error(run(NULL, "quantize", "-m", model, "-o", out, "--type", "s3", "--measure",
                      work_path("none")),
