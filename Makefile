@@ -14,7 +14,7 @@ CMAKE = env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL cmake
 configure = @log=$$($(CMAKE) --preset $(1) -Wno-dev 2>&1) || { echo "$$log"; exit 1; }
 build = @$(CMAKE) --build $(1) -j $(JOBS) $(if $(2),--target $(2))
 
-.PHONY: all program run chat test bench kern lint format fuzz asan ubsan tsan wasm web longrun mutants deps install clean help web-serve
+.PHONY: all program run chat test bench kern lint format fuzz asan ubsan tsan wasm web longrun mutants deps install clean help web-serve test-web
 all: program
 program:
 	@tools/deps.sh build
@@ -79,8 +79,12 @@ wasm: ; @tools/deps.sh build wasm && tools/wasm.sh build/web -j $(JOBS)
 web: ; @tools/deps.sh build wasm && tools/web.sh build/web -j $(JOBS)
 # The page on 127.0.0.1 with COOP/COEP (PORT=8080); ISOLATION=no leaves them out, =credentialless eases COEP.
 PORT ?= 8080
-web-serve:
-	node tools/serve.mjs --port $(PORT) $(if $(ISOLATION),$(if $(filter no,$(ISOLATION)),--no-isolation,--$(ISOLATION)))
+web-serve: web
+	@node tools/serve.mjs --port $(PORT) $(if $(ISOLATION),$(if $(filter no,$(ISOLATION)),--no-isolation,--$(ISOLATION)))
+# The package in real browsers; those that are missing are skipped (CI=true: one at least must run).
+test-web: program web
+	@tools/deps.sh browsers || echo "going on with the browsers that are here"
+	@tests/web/run.sh build
 deps: ; @tools/deps.sh build test lint fuzz neon wasm browsers gpu
 
 install: program
@@ -101,6 +105,7 @@ help:
 	@echo "make asan      the tests under ASan and UBSan;  make tsan: under TSan"
 	@echo "make wasm      build/web: modules for browsers (make test runs them under node)"
 	@echo "make web       web/dist: the package for browsers (web/README.md)"
+	@echo "make test-web  the package in Chromium, Firefox and WebKitGTK; writes docs/compatibility.md"
 	@echo "make web-serve the page on http://127.0.0.1:$(PORT)/ (PORT=, ISOLATION=no|credentialless)"
 	@echo "make longrun   30,000 tokens in one session, forked and saved;  make mutants: damaged sessions"
 	@echo "make deps      installs every Debian package that any of these uses"

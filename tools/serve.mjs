@@ -175,7 +175,7 @@ async function pump(response, stream, faults, entry) {
                 return response.destroy();
             }
             if (rate) await new Promise(resolve => setTimeout(resolve, 1000 * chunk.length / rate));
-            if (!room && !response.destroyed)
+            if (!room && response.writableNeedDrain && !response.destroyed)
                 await new Promise(resolve => {
                     wake = resolve;
                     response.once('drain', resolve);

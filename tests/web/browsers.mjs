@@ -121,8 +121,10 @@ async function webkit() {
     await ask('POST', `${at}/timeouts`, { script: 300000, pageLoad: 60000 });
     let turn = Promise.resolve(); // a session has one current window
     const alone = work => (turn = turn.catch(() => {}).then(work));
-    const script = 'const done = arguments[2]; window.tests[arguments[0]](JSON.parse(arguments[1])).then('
-        + 'v => done(JSON.stringify({ value: v })), e => done(JSON.stringify({ error: String(e && e.stack || e) })))';
+    // the driver does not always wait until the page's modules have run
+    const script = 'const done = arguments[2], test = arguments[0], arg = JSON.parse(arguments[1]);'
+        + '(function go(n) { if (!window.tests && n) return setTimeout(go, 50, n - 1); window.tests[test](arg).then('
+        + 'v => done(JSON.stringify({ value: v })), e => done(JSON.stringify({ error: String(e && e.message || e) })))})(200)';
     let current = await ask('GET', `${at}/window`), free = current;
     return {
         name: 'webkit', version: session.capabilities.browserVersion,
