@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "device.h"
+#include "feature.h"
 
 /* ---- JSON ---- */
 
@@ -128,6 +129,20 @@ static void print_native(const DeviceInfo *d) {
     row("vulkan", d->vulkan);
 }
 
+/* What earlier runs found to fail here. */
+static void print_features(void) {
+    Features f;
+    char off[512];
+    DibitError err = { 0 };
+    if (features_open(&f, NULL, "dibit " DIBIT_VERSION, NULL, &err) != 0)
+        snprintf(off, sizeof off, "%s", err.text);
+    else if (f.note[0])
+        snprintf(off, sizeof off, "%s", f.note);
+    else if (features_disabled(&f, off, sizeof off) == 0)
+        snprintf(off, sizeof off, "none has failed");
+    row("features", off);
+}
+
 /* ---- the command ---- */
 
 int cmd_detect(int argc, char **argv) {
@@ -176,6 +191,6 @@ int cmd_detect(int argc, char **argv) {
     if (ua)
         print_label(&d);
     else
-        print_native(&d);
+        print_native(&d), print_features();
     return 0;
 }

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "device.h"
+#include "feature.h"
 #include "shape.h"
 
 typedef struct Args {
@@ -87,9 +88,13 @@ static int find_model(Report *r) {
 static int make(Report *r) {
     const Args *a = r->a;
     PlanRequest q;
+    Features f;
     DibitError err = { 0 };
     plan_request_read(&q, "", 0, &err);
     if (a->budget_mb) q.budget_mb = a->budget_mb;
+    if (!a->device && !a->browser &&
+        features_open(&f, NULL, "dibit " DIBIT_VERSION, NULL, NULL) == 0)
+        features_disabled(&f, q.disabled, sizeof q.disabled);
     if (a->n_ctx) q.n_ctx = a->n_ctx;
     if (a->n_threads) q.n_threads = a->n_threads;
     if (a->cache_k) snprintf(q.cache_type_k, sizeof q.cache_type_k, "%s", a->cache_k);

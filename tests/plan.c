@@ -32,6 +32,10 @@ int main(void) {
         cmocka_unit_test(a_calibration_in_the_file_is_told),
         cmocka_unit_test(variants_by_fit_and_loss),
         cmocka_unit_test(plans_as_text),
+        cmocka_unit_test(device_texts_of_any_kind),
+        cmocka_unit_test(lines_of_a_megabyte),
+        cmocka_unit_test(device_texts_round_trip),
+        cmocka_unit_test(numbers_are_read_exactly),
     };
-    return cmocka_run_group_tests(tests, open_work_folder, close_work_folder);
+    return cmocka_run_group_tests(tests, NULL, NULL);
 }

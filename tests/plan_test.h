@@ -36,4 +36,9 @@ void models_by_name_are_lowered_until_they_fit(void **state);
 void a_calibration_in_the_file_is_told(void **state);
 void variants_by_fit_and_loss(void **state);
 void plans_as_text(void **state);
+/* plan_hostile.c */
+void device_texts_of_any_kind(void **state);
+void lines_of_a_megabyte(void **state);
+void device_texts_round_trip(void **state);
+void numbers_are_read_exactly(void **state);
 #endif
