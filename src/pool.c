@@ -17,6 +17,12 @@
 #define CPU_RELAX() ((void)0)
 #endif
 
+/* Where a yield is a nap (WebAssembly has nothing else), it is for threads that lost their core. */
+#if defined(__wasm__)
+enum { YIELD_SPINS = 1 << 15 };
+#else
+enum { YIELD_SPINS = 256 };
+#endif
 enum { SPIN_NS = 30000, CLOSED = 0xffffffff };
 
 struct Pool {
@@ -61,7 +67,7 @@ static bool wait_for_job(Pool *p, uint32_t seen) {
             if (atomic_load_explicit(&p->ticket, memory_order_acquire) >> 32 != seen) return true;
             CPU_RELAX();
         }
-        sched_yield();
+        if (YIELD_SPINS == 256) sched_yield();
     } while (clock_ns() < until && !atomic_load(&p->stop));
     pthread_mutex_lock(&p->lock);
     atomic_fetch_add(&p->n_sleeping, 1);
@@ -170,7 +176,7 @@ void pool_run(Pool *p, PoolFn *fn, void *arg, int n_items) {
     publish(p, gen, fn, arg, n_items);
     work(p, gen, 0);
     for (int spins = 0; atomic_load_explicit(&p->n_done, memory_order_acquire) < n_items; spins++)
-        if (spins % 256 == 255)
+        if (spins % YIELD_SPINS == YIELD_SPINS - 1)
             sched_yield();
         else
             CPU_RELAX();

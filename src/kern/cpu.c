@@ -107,6 +107,7 @@ void kern_init(Kern *k, unsigned mask) {
         kern_simd128(k);
         kern_float_simd128(k);
         kern_kv_simd128(k);
+        kern_rows_simd128(k);
         kern_trellis_simd128(k);
     }
 #endif

@@ -1,4 +1,6 @@
-/* float_simd128.c - the float loops in vectors of WebAssembly; the loops are in float_lanes.inc. */
+/* float_simd128.c - the float loops in vectors of WebAssembly; the loops are in float_lanes.inc.
+ * f16 becomes float by three operations where it is finite, by eleven where it need not be; so rows
+ * are looked over first, and those with NaN or infinity go the scalar way. */
 #include "kern.h"
 
 #include <math.h>
@@ -58,7 +60,7 @@ static inline V v_pick(V a, V b, V x, V y) {
     return wasm_v128_bitselect(x, y, wasm_f32x4_lt(a, b));
 }
 static inline V v_f16(const uint8_t *p) {
-    return half_floats(p);
+    return finite_halves(p);
 }
 static inline V v_bf16(const uint8_t *p) {
     return wasm_i32x4_shl(wasm_u32x4_load16x4(p), 16);
@@ -129,6 +131,51 @@ static inline void dot4_q8(int32_t *dot, const int8_t *q, const uint8_t *k, size
 
 #include "float_lanes.inc"
 
+static int finite_rows(const uint8_t *row, size_t stride, int n_rows, int n) {
+    v128_t top = wasm_i16x8_const_splat(0);
+    for (; n_rows; n_rows--, row += stride) {
+        int i = 0;
+        for (; i + 8 <= n; i += 8)
+            top = wasm_i16x8_max(
+                top, wasm_v128_and(wasm_v128_load(row + 2 * i), wasm_i16x8_const_splat(0x7fff)));
+        for (; i < n; i++)
+            top = wasm_i16x8_max(top, wasm_i16x8_splat(load_u16(row + 2 * i) & 0x7fff));
+    }
+    return !wasm_v128_any_true(wasm_i16x8_ge(top, wasm_i16x8_const_splat(0x7c00)));
+}
+
+/* The slot of this file, or the scalar one. */
+static const Kern *for_rows(Kern *k, const uint8_t *row, size_t stride, int n_rows, int n) {
+    if (finite_rows(row, stride, n_rows, n))
+        fill_float(k);
+    else
+        kern_float_scalar(k);
+    return k;
+}
+
+static void mul_f16_rows MULF_ARGS {
+    Kern k;
+    for_rows(&k, w, row_bytes, n_rows, n)
+        ->mul_f16(y, ldy, w, row_bytes, n_rows, x, ldx, n_tokens, n);
+}
+
+static void score_f16_rows(float *s, size_t lds, const float *q, size_t ldq, int n_q,
+                           const uint8_t *k, size_t k_stride, int n_pos, int d) {
+    Kern kern;
+    for_rows(&kern, k, k_stride, n_pos, d)->score_f16(s, lds, q, ldq, n_q, k, k_stride, n_pos, d);
+}
+
+static void accum_f16_rows(float *acc, size_t ldacc, const float *factor, const float *s,
+                           size_t lds, int n_q, const uint8_t *v, size_t v_stride, int n_pos,
+                           int d) {
+    Kern k;
+    for_rows(&k, v, v_stride, n_pos, d)
+        ->accum_f16(acc, ldacc, factor, s, lds, n_q, v, v_stride, n_pos, d);
+}
+
 void kern_float_simd128(Kern *k) {
     fill_float(k);
+    k->mul_f16 = mul_f16_rows;
+    k->score_f16 = score_f16_rows;
+    k->accum_f16 = accum_f16_rows;
 }

@@ -261,6 +261,7 @@ void kern_kv_neondot(Kern *k);
 void kern_simd128(Kern *k); /* one file each for WebAssembly, with or without relaxed SIMD */
 void kern_float_simd128(Kern *k);
 void kern_kv_simd128(Kern *k);
+void kern_rows_simd128(Kern *k);
 void kern_trellis_simd128(Kern *k);
 void kern_relaxed(Kern *k); /* by kern_simd128(), where there is relaxed SIMD */
 #endif

@@ -1,6 +1,6 @@
 /* kv_simd128.c - the loops over k2 and k3 records with the 128-bit vectors of WebAssembly: a vector
  * holds 4 records, byte 4r + i being lane i of record r, and is summed as 16-bit pairs, lanes 0 and
- * 2 and lanes 1 and 3 apart (simd128.c says why). q4 rows are left to kv_q4.inc. */
+ * 2 and lanes 1 and 3 apart (simd128.c says why). q4 rows: rows_simd128.c. */
 #include <math.h>
 #include <string.h>
 

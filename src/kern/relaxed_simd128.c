@@ -88,13 +88,6 @@ INLINE v128_t plus_times(v128_t acc, v128_t scale, v128_t sum) {
     return wasm_f32x4_add(acc, wasm_f32x4_mul(scale, wasm_f32x4_convert_i32x4(sum)));
 }
 
-/* Four f16 that are finite. */
-INLINE v128_t finite_halves(const void *p) {
-    v128_t h = wasm_i32x4_shl(wasm_i32x4_load16x4(p), 13);
-    return wasm_f32x4_mul(wasm_v128_and(h, wasm_i32x4_const_splat((int32_t)0x8fffe000)),
-                          wasm_f32x4_const_splat(0x1p112f));
-}
-
 /* Sizes and signs of q8's activations; the products of complements, -w - 1, lack what `correct`
  * gets: the sum of the sizes of those below 0. */
 typedef struct Signs {

@@ -19,6 +19,12 @@ INLINE v128_t wide_f16(v128_t h) {
 INLINE v128_t half_floats(const void *p) {
     return wide_f16(wasm_u32x4_load16x4(p));
 }
+/* The same of finite ones. */
+INLINE v128_t finite_halves(const void *p) {
+    v128_t h = wasm_i32x4_shl(wasm_i32x4_load16x4(p), 13);
+    return wasm_f32x4_mul(wasm_v128_and(h, wasm_i32x4_const_splat((int32_t)0x8fffe000)),
+                          wasm_f32x4_const_splat(0x1p112f));
+}
 INLINE uint32_t top_u32(v128_t m) {
     m = wasm_u32x4_max(m, wasm_i32x4_shuffle(m, m, 2, 3, 0, 1));
     m = wasm_u32x4_max(m, wasm_i32x4_shuffle(m, m, 1, 0, 3, 2));

@@ -105,9 +105,7 @@ int munmap(void *p, size_t n);
 typedef int cpu_set_t;
 #define CPU_COUNT(set) (*(set))
 int sched_getaffinity(pid_t pid, size_t n, cpu_set_t *set);
-static inline int sched_yield(void) {
-    return 0;
-}
+int sched_yield(void);
 
 /* ---- pthread.h ---- */
 typedef struct DibitThread *pthread_t;
