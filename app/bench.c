@@ -124,15 +124,12 @@ static double bytes_per_token(const Test *t) {
 /* ---- opening ---- */
 
 static int open_image(const Args *a, Subject *s, const char *type) {
-    DibitOptions opt;
     DibitError err = { 0 };
     size_t size;
-    cli_engine_options(&a->common, &opt);
     s->name = a->shape;
-    if (shape_make(&s->image, &size, a->shape, type, a->head, a->n_vocab, &err) < 0 ||
-        dibit_open_memory(&s->engine, s->image, size, &opt, &err) < 0)
+    if (shape_make(&s->image, &size, a->shape, type, a->head, a->n_vocab, &err) < 0)
         return cli_fail(&err);
-    return 0;
+    return cli_open_engine(&s->engine, &a->common, NULL, s->image, size);
 }
 
 static int open_file(const Args *a, Subject *s, const char *path) {
@@ -533,6 +530,7 @@ int cmd_bench(int argc, char **argv) {
           "cache and the rest",
           0, 0, NULL },
         CLI_ENGINE_ROWS(&a.common),
+        CLI_BACKEND_ROW(&a.common),
         { "cache-type-k", "ctk", CLI_CHOICES, &a.kv.k, "TYPES", "types of the cache's keys", 0, 0,
           CLI_KV_TYPES },
         { "cache-type-v", "ctv", CLI_CHOICES, &a.kv.v, "TYPES",

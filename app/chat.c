@@ -367,6 +367,7 @@ int cmd_chat(int argc, char **argv) {
     Args a = { .sampling = CLI_SAMPLING_DEFAULT, .kv = CLI_KV_DEFAULT, .n = -1 };
     const CliOption options[] = {
         CLI_MODEL_ROWS(&a.model),
+        CLI_BACKEND_ROW(&a.model),
         { "system", NULL, CLI_TEXT, &a.system, "TEXT", "system message", 0, 0, NULL },
         { "chat-template", NULL, CLI_TEXT, &a.style, "NAME",
           "chat form to use: chatml, llama2, llama3, mistral (default: the model's own)", 0, 0,

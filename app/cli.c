@@ -403,11 +403,7 @@ int cli_open(DibitEngine **out, const CliModel *m) {
     char buf[2048];
     const char *path = cli_model_path(m->path, buf, sizeof buf);
     if (!path) return 1;
-    DibitOptions opt;
-    DibitError err = { 0 };
-    cli_engine_options(m, &opt);
-    if (dibit_open(out, path, &opt, &err) < 0) return cli_fail(&err);
-    return 0;
+    return cli_open_engine(out, m, path, NULL, 0);
 }
 
 int cli_kv_check(const char *command, const CliKv *kv) {

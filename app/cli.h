@@ -57,7 +57,8 @@ bool cli_parse(const CliCommand *cmd, int argc, char **argv, int *exit_code);
 /* Runs `command` only as far as its table, which `visit` gets. For completion. */
 typedef int CliMain(int argc, char **argv);
 CliMain cmd_run, cmd_chat, cmd_eval, cmd_logits, cmd_tokenize, cmd_detokenize, cmd_bench,
-    cmd_convert, cmd_quantize, cmd_calibrate, cmd_info, cmd_context, cmd_detect, cmd_plan; /* a file each, or two */
+    cmd_convert, cmd_quantize, cmd_calibrate, cmd_info, cmd_context, cmd_detect,
+    cmd_plan; /* a file each, or two */
 void cli_describe(CliMain *command, const char *name,
                   void (*visit)(void *user, const CliCommand *cmd), void *user);
 
@@ -76,6 +77,7 @@ typedef struct CliModel {
     int n_threads;
     bool no_mmap, no_repack;
     const char *isa, *kv_calibration;
+    const char *backend; /* "cpu" (NULL), "gpu" or "auto" */
 } CliModel;
 #define CLI_MODEL_ROW(m)                                                                           \
     {                                                                                              \
@@ -111,6 +113,12 @@ typedef struct CliModel {
             0, "scalar avx2 avx512vnni avx512bitalg neon neondot"                                  \
     }
 #define CLI_MODEL_ROWS(m) CLI_MODEL_ROW(m), CLI_ENGINE_ROWS(m)
+#define CLI_BACKEND_ROW(m)                                                                         \
+    {                                                                                              \
+        "backend", NULL, CLI_CHOICE, &(m)->backend, "NAME",                                        \
+            "where the model runs: cpu, gpu (WebGPU), or auto: a GPU where there is one", 0, 0,    \
+            "cpu gpu auto"                                                                         \
+    }
 
 /* What dibit_open() gets from these options; warnings go to stderr. */
 void cli_engine_options(const CliModel *m, DibitOptions *opt);
@@ -119,6 +127,9 @@ void cli_log(void *user, int level, const char *text);
 /* Opens the model (looking for the default one where path is NULL); on failure prints the error and
  * returns the exit code, else 0. */
 int cli_open(DibitEngine **out, const CliModel *m);
+/* The same of a file, or with path NULL of an image in memory. */
+int cli_open_engine(DibitEngine **out, const CliModel *m, const char *path, const void *image,
+                    size_t size);
 /* The same without opening: the path to use, or NULL after the error was printed. */
 const char *cli_model_path(const char *given, char *buf, size_t cap);
 

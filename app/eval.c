@@ -192,6 +192,7 @@ static int eval_text(const Args *a, DibitEngine *e, Settings *s) {
     bool same = a->base && a->model.path && strcmp(a->base, a->model.path) == 0;
     CliModel base_model = a->model;
     base_model.path = a->base;
+    base_model.backend = NULL; /* the base is what the CPU makes of it */
     if (a->base && !same) code = cli_open(&base, &base_model);
     if (code != 0) return code;
     char *text = cli_read(a->file, &n_text);
@@ -325,6 +326,7 @@ int cmd_eval(int argc, char **argv) {
     Args a = { .window = 2048, .kv = CLI_KV_DEFAULT };
     const CliOption options[] = {
         CLI_MODEL_ROWS(&a.model),
+        CLI_BACKEND_ROW(&a.model),
         { "file", "f", CLI_FILE, &a.file, "FILE", "the text", 0, 0, NULL },
         { "ctx-size", "c", CLI_INT, &a.window, "W", "tokens of a window", 2, 1 << 24, NULL },
         { "chunks", NULL, CLI_INT, &a.chunks, "N", "use the first N windows (or questions); 0: all",

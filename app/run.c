@@ -295,6 +295,7 @@ int cmd_run(int argc, char **argv) {
     Args a = { .sampling = CLI_SAMPLING_DEFAULT, .kv = CLI_KV_DEFAULT, .n = 256 };
     const CliOption options[] = {
         CLI_MODEL_ROWS(&a.model),
+        CLI_BACKEND_ROW(&a.model),
         { "prompt", "p", CLI_TEXT, &a.prompt, "TEXT", "the text to continue", 0, 0, NULL },
         { "file", "f", CLI_FILE, &a.file, "FILE", "read it from a file; -: standard input", 0, 0,
           NULL },

@@ -61,6 +61,7 @@ typedef struct DibitLogger {
     void *user;
 } DibitLogger;
 
+struct DibitBackend; /* another place than the CPU to run a model, made by who brings it */
 typedef struct DibitEngine DibitEngine;   /* an opened model: weights, tokenizer, threads */
 typedef struct DibitSession DibitSession; /* one conversation: tokens, KV cache, sampler */
 
@@ -76,6 +77,8 @@ typedef struct DibitOptions {
     int repack_in_place; /* images in memory only, which the engine may then change: q4 and q8 rows
                             are interleaved where they lie, without a copy. Afterwards, and after
                             an error too, the image is no model any more */
+    struct DibitBackend *backend; /* NULL: the CPU. Taken over by the engine, also when opening
+                                     fails. Its sessions cannot be forked, saved or restored */
 } DibitOptions;
 
 enum {
@@ -121,7 +124,8 @@ typedef struct DibitModelInfo {
     size_t weight_bytes;               /* tensors as they are used, repacked copies included */
     size_t file_bytes, repacked_bytes; /* tensors in the file; copies made at open */
     size_t disk_bytes;                 /* the whole file, or all of its shards */
-    const char *isa;                   /* the instruction set in use: "scalar", "avx2", ... */
+    const char
+        *isa; /* the instruction set in use: "scalar", "avx2", ..., or the backend: "webgpu" */
     int n_threads;
 } DibitModelInfo;
 /* Fills *out; its strings belong to the engine. */

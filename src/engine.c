@@ -61,18 +61,25 @@ static int open_rest(DibitEngine *e, const DibitOptions *opt, DibitError *err) {
     e->isa = isa_name(isa_detect() & mask);
     if (opt->n_threads < 0)
         return fail(err, DIBIT_E_ARGUMENT, "n_threads: %d is negative", opt->n_threads);
-    Repack repack = opt->no_repack ? REPACK_NOT : REPACK_COPY;
-    if (opt->repack_in_place) repack = REPACK_IN_PLACE;
+    Repack repack = opt->no_repack || e->backend ? REPACK_NOT : REPACK_COPY;
+    if (opt->repack_in_place && !e->backend) repack = REPACK_IN_PLACE;
     int r = pool_create(&e->pool, opt->n_threads, &e->memory, err);
     if (r == 0) r = model_open(&e->model, e->file, &e->kern, e->pool, repack, &e->memory, err);
     if (r == 0) r = open_calibration(e, opt, err);
     if (r == 0) r = read_names(e, err);
     if (r == 0) r = open_tokenizer(e, err);
+    if (r == 0 && e->backend) r = e->backend->load(e->backend, &e->model, err);
     if (r != 0) return r;
     engine_log(e, DIBIT_LOG_INFO, "%s: %llu weights in %zu bytes, %zu repacked; %s, %d threads",
                e->model.arch->name, (unsigned long long)e->model.n_params, e->model.file_bytes,
                e->model.packed_bytes, e->isa, pool_size(e->pool));
     return 0;
+}
+
+/* An error before there is an engine: the backend was taken over nevertheless. */
+static int refuse(const DibitOptions *opt, DibitError *err, int code, const char *why) {
+    if (opt && opt->backend) opt->backend->free(opt->backend);
+    return fail(err, code, "%s", why);
 }
 
 /* From the path, or from images where it is NULL. */
@@ -81,10 +88,11 @@ static int open_engine(DibitEngine **out, const char *path, const DibitImage *im
     DibitOptions opt = options ? *options : (DibitOptions){ 0 };
     *out = NULL;
     if (opt.repack_in_place && (path || opt.no_repack))
-        return fail(err, DIBIT_E_ARGUMENT,
-                    "repack_in_place is for images in memory, to be repacked");
+        return refuse(&opt, err, DIBIT_E_ARGUMENT,
+                      "repack_in_place is for images in memory, to be repacked");
     DibitEngine *e = mem_calloc(&opt.memory, 1, sizeof *e);
-    if (!e) return fail(err, DIBIT_E_MEMORY, "no memory for the engine");
+    if (!e) return refuse(&opt, err, DIBIT_E_MEMORY, "no memory for the engine");
+    e->backend = opt.backend;
     e->memory = opt.memory;
     e->logger = opt.logger;
     e->arena.memory = &e->memory;
@@ -101,7 +109,7 @@ static int open_engine(DibitEngine **out, const char *path, const DibitImage *im
 int dibit_open(DibitEngine **out, const char *path, const DibitOptions *opt, DibitError *err) {
     if (!path) {
         *out = NULL;
-        return fail(err, DIBIT_E_ARGUMENT, "no path given");
+        return refuse(opt, err, DIBIT_E_ARGUMENT, "no path given");
     }
     return open_engine(out, path, NULL, 0, opt, err);
 }
@@ -120,6 +128,7 @@ void dibit_close(DibitEngine **engine) {
     DibitEngine *e = engine ? *engine : NULL;
     if (!e) return;
     tokenizer_close(&e->tokenizer);
+    if (e->backend) e->backend->free(e->backend);
     model_close(&e->model);
     pool_free(&e->pool);
     gguf_close(&e->kv_file);
@@ -154,7 +163,7 @@ void dibit_model_info(const DibitEngine *e, DibitModelInfo *out) {
         .file_bytes = m->file_bytes,
         .repacked_bytes = m->packed_bytes,
         .disk_bytes = gguf_file_bytes(e->file),
-        .isa = e->isa,
+        .isa = e->backend ? e->backend->name : e->isa,
         .n_threads = pool_size(e->pool),
     };
 }

@@ -502,7 +502,7 @@ void model_close(Model *m) {
     *m = (Model){ 0 };
 }
 
-static bool all_finite(const float *x, size_t n) {
+bool all_finite(const float *x, size_t n) {
     uint32_t bad = 0;
     for (size_t i = 0; i < n; i++) {
         uint32_t u;
@@ -684,7 +684,7 @@ void model_project_qkv(const Model *m, Scratch *s, const Layer *w, int n, int po
     op_rope(o, s->k, n, h->n_kv_heads, h->head_dim, pos, s->rope, h->n_rot, halves);
 }
 
-static int not_finite(const Model *m, DibitError *err) {
+int model_not_finite(const Model *m, DibitError *err) {
     const char *name = model_find_nonfinite(m);
     if (name)
         return fail(err, DIBIT_E_NUMERIC, "%s: a weight is NaN or infinite; the file is damaged",
@@ -774,8 +774,9 @@ static int pass(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int n,
         if (logits) op_matmul(o, logits, (size_t)h->n_vocab, &m->output, s->t, n);
     }
     if (cancelled(o)) return fail(err, DIBIT_E_CANCELLED, "cancelled");
-    if (logits && !all_finite(logits, (size_t)n * (size_t)h->n_vocab)) return not_finite(m, err);
-    return atomic_load(&c->nonfinite) ? not_finite(m, err) : 0;
+    if (logits && !all_finite(logits, (size_t)n * (size_t)h->n_vocab))
+        return model_not_finite(m, err);
+    return atomic_load(&c->nonfinite) ? model_not_finite(m, err) : 0;
 }
 
 int model_forward(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int n, float *logits,

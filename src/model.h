@@ -117,6 +117,10 @@ size_t scratch_bytes(const Scratch *s);
  * DIBIT_E_CANCELLED when *s->ops.cancel was set; the cache then holds what it held. */
 int model_forward(const Model *m, Scratch *s, Cache *c, const int32_t *ids, int n, float *logits,
                   bool all, DibitError *err);
+/* The error for a pass whose logits are not finite: it names the tensor that is damaged, if one is.
+ */
+int model_not_finite(const Model *m, DibitError *err);
+bool all_finite(const float *x, size_t n);
 /* In place of a pass, for measuring speed: n <= max_tokens random keys and values in every layer.
  */
 int model_fill(const Model *m, Scratch *s, Cache *c, int n, DibitError *err);

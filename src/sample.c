@@ -148,6 +148,11 @@ static size_t keep(Sampler *s) {
     return limit;
 }
 
+bool sampler_is_greedy(const Sampler *s) {
+    float penalty = s->cfg.repeat_penalty;
+    return s->cfg.temperature == 0 && (penalty == 0 || penalty == 1);
+}
+
 int32_t sampler_next(Sampler *s, const float *logits, const int32_t *history, size_t n_history) {
     Candidate *c = s->cand;
     fill(s, logits, history, n_history);

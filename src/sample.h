@@ -21,6 +21,8 @@ int sampler_create(Sampler *s, int n_vocab, const DibitSampling *cfg, const Dibi
                    DibitError *err);
 int sampler_set(Sampler *s, const DibitSampling *cfg, DibitError *err); /* checks ranges */
 void sampler_free(Sampler *s);
+/* Whether the next token is the one with the largest logit, whatever came before. */
+bool sampler_is_greedy(const Sampler *s);
 /* One token given its logits and the tokens before it. */
 int32_t sampler_next(Sampler *s, const float *logits, const int32_t *history, size_t n_history);
 #endif

@@ -100,11 +100,19 @@ static int put_run(void *arg, uint8_t *run, size_t n) {
     return put(arg, run, n);
 }
 
+static int not_here(const DibitSession *s, DibitError *err) {
+    const DibitBackend *b = s->engine->backend;
+    return b ? fail(err, DIBIT_E_UNSUPPORTED, "a session of %s cannot be saved or restored",
+                    b->name)
+             : 0;
+}
+
 int dibit_save(const DibitSession *s, const char *path, DibitError *err) {
     Writing w = { .err = err };
     SavedHeader h =
         make_header(s, s->n_tokens, s->cache.n_past, s->cache.q8_from, s->cache.ring_from);
-    int r = file_create(&w.file, path, err);
+    int r = not_here(s, err);
+    if (r == 0) r = file_create(&w.file, path, err);
     if (r != 0) return r;
     r = put(&w, &h, sizeof h);
     if (r == 0) r = put(&w, s->tokens, (size_t)s->n_tokens * sizeof *s->tokens);
@@ -188,7 +196,8 @@ static int check_content(const DibitSession *s, const FileMap *f, const SavedHea
 int dibit_restore(DibitSession *s, const char *path, DibitError *err) {
     FileMap f;
     SavedHeader h;
-    int r = file_map(&f, path, false, &s->engine->memory, err);
+    int r = not_here(s, err);
+    if (r == 0) r = file_map(&f, path, false, &s->engine->memory, err);
     if (r != 0) return r;
     r = check_header(s, &f, &h, path, err);
     if (r == 0) r = check_content(s, &f, &h, path, err);

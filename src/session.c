@@ -103,7 +103,7 @@ static int read_options(DibitSession *s, const DibitSessionOptions *opt, CacheSh
     if (opt->n_batch < 0 || opt->n_batch > 1 << 16)
         return fail(err, DIBIT_E_ARGUMENT, "n_batch: %d is not 0 to %d", opt->n_batch, 1 << 16);
     s->n_ctx = opt->n_ctx ? opt->n_ctx : h->n_ctx_train;
-    s->n_batch = MIN(opt->n_batch ? opt->n_batch : 256, s->n_ctx);
+    s->n_batch = s->engine->backend ? 1 : MIN(opt->n_batch ? opt->n_batch : 256, s->n_ctx);
     if (s->n_ctx > h->n_ctx_train)
         engine_log(s->engine, DIBIT_LOG_WARN,
                    "a context of %d positions is more than the %d the model was trained with",
@@ -112,6 +112,7 @@ static int read_options(DibitSession *s, const DibitSessionOptions *opt, CacheSh
     shape->head_dim = h->head_dim;
     shape->n_ctx = s->n_ctx;
     shape->n_batch = s->n_batch;
+    shape->elsewhere = s->engine->backend != NULL;
     shape->weights = (const float(*)[4])s->engine->model.kv_weights;
     int r = read_recent(opt, shape, err);
     if (r == 0) r = read_type(opt->cache_k, &shape->type_k, err);
@@ -150,6 +151,7 @@ static int create_parts(DibitSession *s, const CacheShape *shape, const DibitSam
         !scratch_total(&e->model, n_threads, s->n_batch, s->n_ctx, &rest) ||
         !size_add(kv, rest, &need))
         return fail(err, DIBIT_E_MEMORY, "a context of %d positions is too large", s->n_ctx);
+    if (e->backend) need = rest;
     if (fork_of) need -= cache_forkable(fork_of);
     int r = sampler_create(&s->sampler, e->model.hp.n_vocab, sampling, memory, err);
     if (r != 0) return r;
@@ -165,6 +167,8 @@ static int create_parts(DibitSession *s, const CacheShape *shape, const DibitSam
         r = scratch_create(&s->scratch, &e->model, &e->kern, e->pool, s->n_batch, s->n_ctx, memory,
                            err);
     s->scratch.ops.cancel = &s->cancel;
+    if (r == 0 && e->backend)
+        r = e->backend->open(&s->remote, e->backend, &s->cache, s->scratch.rope, err);
     return r;
 }
 
@@ -191,6 +195,8 @@ int dibit_fork(DibitSession **out, DibitSession *src, DibitError *err) {
     DibitEngine *e = src->engine;
     size_t n_vocab = (size_t)e->model.hp.n_vocab;
     *out = NULL;
+    if (e->backend)
+        return fail(err, DIBIT_E_UNSUPPORTED, "a session of %s cannot be forked", e->backend->name);
     DibitSession *s = mem_calloc(&e->memory, 1, sizeof *s);
     if (!s) return fail(err, DIBIT_E_MEMORY, "no memory for a session");
     s->engine = e;
@@ -218,6 +224,7 @@ void dibit_session_free(DibitSession **session) {
     DibitSession *s = session ? *session : NULL;
     if (!s) return;
     const DibitAllocator *memory = &s->engine->memory;
+    if (s->remote) s->engine->backend->close(&s->remote);
     cache_free(&s->cache);
     scratch_free(&s->scratch);
     sampler_free(&s->sampler);
@@ -243,10 +250,31 @@ static int take_cancel(DibitSession *s, DibitError *err) {
     return fail(err, DIBIT_E_CANCELLED, "cancelled");
 }
 
+/* One token by the backend: its rows, and logits or the likeliest token where there is room for
+ * them. */
+static int run_remote(DibitSession *s, int32_t id, float *logits, int32_t *best, DibitError *err) {
+    const Model *m = &s->engine->model;
+    if (atomic_load(&s->cancel)) return fail(err, DIBIT_E_CANCELLED, "cancelled");
+    int r = cache_reserve(&s->cache, 1, err);
+    if (r == 0)
+        r = s->engine->backend->pass(s->remote, id,
+                                     best     ? PASS_GREEDY
+                                     : logits ? PASS_LOGITS
+                                              : PASS_CACHE,
+                                     logits, best, err);
+    if (r != 0) return r;
+    if (best ? *best < 0 : logits && !all_finite(logits, (size_t)m->hp.n_vocab))
+        return model_not_finite(m, err);
+    cache_advance(&s->cache, 1);
+    return 0;
+}
+
 static int run(DibitSession *s, const int32_t *ids, int n, float *logits, bool all,
                DibitError *err) {
     uint64_t start = ops_start(&s->scratch.ops);
-    int r = model_forward(&s->engine->model, &s->scratch, &s->cache, ids, n, logits, all, err);
+    int r = s->remote ? run_remote(s, ids[0], logits, NULL, err)
+                      : model_forward(&s->engine->model, &s->scratch, &s->cache, ids, n, logits,
+                                      all, err);
     if (start) {
         s->profile.total_ns += clock_ns() - start;
         s->profile.n_tokens += (uint64_t)n;
@@ -283,6 +311,17 @@ static int catch_up(DibitSession *s, bool want_logits, DibitError *err) {
         s->has_logits = last;
     }
     return 0;
+}
+
+/* The same of a backend when only the likeliest next token is wanted: no logits come back. */
+static int likeliest(DibitSession *s, int32_t *id, DibitError *err) {
+    int r = 0;
+    while (r == 0 && s->cache.n_past < s->n_tokens) {
+        int p = s->cache.n_past;
+        r = run_remote(s, s->tokens[p], NULL, p + 1 == s->n_tokens ? id : NULL, err);
+    }
+    if (r == DIBIT_E_CANCELLED) atomic_store(&s->cancel, 0);
+    return r;
 }
 
 /* What was said about the end of the text no longer holds. */
@@ -351,11 +390,14 @@ int dibit_next(DibitSession *s, DibitPiece *piece, DibitError *err) {
         return fail(err, DIBIT_E_ARGUMENT, "the prompt is empty: there is nothing to continue");
     if (s->finish) return finish(s, piece, -1, s->finish);
     if (s->n_tokens == s->n_ctx) return finish(s, piece, -1, "length");
+    int32_t id = -1;
     if (!s->has_logits) { /* of the token sampled last, or of one whose logits nobody wanted */
         cache_truncate(&s->cache, MIN(s->cache.n_past, s->n_tokens - 1));
-        if ((r = catch_up(s, true, err)) != 0) return r;
+        r = s->remote && sampler_is_greedy(&s->sampler) ? likeliest(s, &id, err)
+                                                        : catch_up(s, true, err);
+        if (r != 0) return r;
     }
-    int32_t id = sampler_next(&s->sampler, s->scratch.logits, s->tokens, (size_t)s->n_tokens);
+    if (id < 0) id = sampler_next(&s->sampler, s->scratch.logits, s->tokens, (size_t)s->n_tokens);
     if (dibit_is_end(s->engine, id)) return finish(s, piece, id, "stop");
     s->tokens[s->n_tokens++] = id;
     s->has_logits = false;
@@ -399,6 +441,12 @@ int dibit_fill(DibitSession *s, const int32_t *ids, size_t n, DibitError *err) {
         return fail(err, DIBIT_E_CONTEXT, "%zu tokens do not fit a context of %d", n, s->n_ctx);
     reopen(s);
     cut(s, 0);
+    if (s->remote && n > 0) {
+        if ((r = s->engine->backend->fill(s->remote, (int)n, err)) != 0) return r;
+        cache_advance(&s->cache, (int)n);
+        memcpy(s->tokens, ids, n * sizeof *ids);
+        s->n_tokens = (int)n;
+    }
     while (s->n_tokens < (int)n) {
         int k = MIN(s->n_batch, (int)n - s->n_tokens);
         r = take_cancel(s, err);
@@ -447,6 +495,7 @@ void dibit_memory(const DibitSession *s, DibitMemory *out) {
                           .n_past = s->n_tokens,
                           .kv_zero = (uint64_t)atomic_load(&s->cache.n_zero),
                           .kv_saturated = (uint64_t)atomic_load(&s->cache.n_saturated) };
+    if (s->remote) out->kv = s->engine->backend->bytes(s->remote);
     out->scratch = scratch_bytes(&s->scratch) + other_bytes(s);
 }
 

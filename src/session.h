@@ -3,6 +3,7 @@
 #define SESSION_H
 #include <stdatomic.h>
 
+#include "backend.h"
 #include "model.h"
 #include "sample.h"
 #include "tokenizer.h"
@@ -19,6 +20,7 @@ struct DibitEngine {
     const char *name, *style; /* never NULL */
     size_t max_token_bytes;   /* of one token's text */
     const char *isa;
+    DibitBackend *backend; /* or NULL: the CPU */
     Arena arena;
 };
 
@@ -26,6 +28,7 @@ struct DibitSession {
     DibitEngine *engine;
     Cache cache;
     Scratch scratch;
+    void *remote; /* of the engine's backend, or NULL */
     Sampler sampler;
     int32_t *tokens; /* (n_ctx); the cache holds all of them, or all but the last */
     int n_tokens, n_ctx, n_batch;

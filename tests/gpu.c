@@ -77,7 +77,7 @@ static void check_matmul(Context *c, int type, size_t rows, size_t cols, int add
     gpu_matrix(&c->o, &m, ws, 1);
     GpuSource s = { GPU_PLAIN, { gx, 0, 0 }, { 0 }, 0 };
     gpu_op_input(&c->o, &l, &c->in, &s, &m);
-    gpu_op_matmul(&c->o, &l, (GpuRange){ gy, 0, 0 }, &m, &c->in, add != 0);
+    gpu_op_matmul(&c->o, &l, gy, 0, &m, &c->in, add != 0);
     test_run(&c->o, &l, 0);
     test_read(&c->o, gy, y, rows * 4);
     assert_close(what, y, want, rows, trellis_bits(type) ? 2e-6 : 1e-5);
@@ -132,7 +132,7 @@ static void test_joined(void **state) {
         gpu_matrix(&c->o, &m, ws, 3);
         GpuSource s = { GPU_PLAIN, { gx, 0, 0 }, { 0 }, 0 };
         gpu_op_input(&c->o, &l, &c->in, &s, &m);
-        gpu_op_matmul(&c->o, &l, (GpuRange){ gy, 0, 0 }, &m, &c->in, false);
+        gpu_op_matmul(&c->o, &l, gy, 0, &m, &c->in, false);
         test_run(&c->o, &l, 0);
         test_read(&c->o, gy, y, sizeof y);
         assert_close("joined", y, want, ROWS, 1e-5);
@@ -242,7 +242,7 @@ static void test_nonfinite(void **state) {
         gpu_matrix(&c->o, &m, ws, 1);
         GpuSource s = { GPU_PLAIN, { gx, 0, 0 }, { 0 }, 0 };
         gpu_op_input(&c->o, &l, &c->in, &s, &m);
-        gpu_op_matmul(&c->o, &l, (GpuRange){ gy, 0, 0 }, &m, &c->in, false);
+        gpu_op_matmul(&c->o, &l, gy, 0, &m, &c->in, false);
         gpu_op_argmax(&c->o, &l, best, gy, pairs, ROWS);
         test_run(&c->o, &l, 0);
         uint32_t id;

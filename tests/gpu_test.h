@@ -2,7 +2,9 @@
  * installed; and the lists of one operation. */
 #ifndef GPU_TEST_H
 #define GPU_TEST_H
+#ifndef _POSIX_C_SOURCE
 #define _POSIX_C_SOURCE 200809L
+#endif
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -20,24 +22,29 @@
 #define TEST_LIBRARY BUILD_DIR "/npm/node_modules/bun-webgpu-linux-x64/libwebgpu_wrapper.so"
 #define SOFTWARE_ICD "/usr/lib/chromium/vk_swiftshader_icd.json"
 
-/* NULL, with the reason on stdout, where there is no library or no adapter. DIBIT_GPU_REAL=1: the
- * machine's own GPU. */
-static inline Gpu *test_gpu(bool floor) {
-    Gpu *g;
-    DibitError err;
+/* The library of the environment or of tools/deps.sh; DIBIT_GPU_REAL=1: the machine's own GPU. */
+static inline GpuOptions test_gpu_options(void) {
     const char *real = getenv("DIBIT_GPU_REAL");
-    GpuOptions opt = { .floor = floor };
+    GpuOptions opt = { 0 };
     if (!getenv("DIBIT_WEBGPU_LIB") && access(TEST_LIBRARY, R_OK) == 0) opt.library = TEST_LIBRARY;
     if (!(real && *real == '1') && access(SOFTWARE_ICD, R_OK) == 0)
         setenv("VK_ICD_FILENAMES", SOFTWARE_ICD, 0);
+    return opt;
+}
+
+/* NULL, with the reason on stdout, where there is no library or no adapter. */
+static inline Gpu *test_gpu(bool floor) {
+    Gpu *g;
+    DibitError err;
+    GpuOptions opt = test_gpu_options();
+    opt.floor = floor;
     if (gpu_open(&g, &opt, &err) == 0) return g;
     printf("skipped: %s\n", err.text);
     return NULL;
 }
 
-static uint64_t test_state = 1;
-
 static inline double test_random(void) { /* -1..1, splitmix64 */
+    static uint64_t test_state = 1;
     uint64_t x = test_state += 0x9e3779b97f4a7c15u;
     x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
     x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;

@@ -14,7 +14,7 @@ headers='
 4  ops.h
 4  gpu.h ops_gpu.h
 5  model.h
-6  session.h
+6  session.h backend.h step.h
 7  quantize.h evaluate.h shape.h context.h calibrate.h calibration.h calibrate_kv.h calibrate_basis.h calibrate_sensitivity.h dense.h feedback.h recover.h quantize_part.h fields.h plan.h feature.h
 '
 # files (first match counts)                      levels (a first and a last one), or names
@@ -28,7 +28,7 @@ src/gpu/gpu.h src/gpu/webgpu.c                    0-1 gpu.h
 src/gpu/step*                                     0-6
 src/gpu/*                                         0-4
 src/ops* src/attend*                              0-4
-src/model*                                        0-5
+src/model* src/backend.h                          0-5
 src/kv.c                                          0-4
 src/session* src/engine.c src/saved.c             0-6
 src/quantize* src/evaluate* src/shape*            0-5 7-7
@@ -37,6 +37,7 @@ src/dense*                                        0-1 7-7
 src/plan* src/device* src/feature* src/fields*  0-5 7-7
 src/*                                             0-3
 app/convert* app/safetensors*                     names dibit.h base.h gguf.h codec.h
+app/gpu.c                                         names dibit.h base.h gpu.h step.h
 app/tokenize.c                                    names dibit.h base.h gguf.h tokenizer.h
 app/*                                             names dibit.h base.h quantize.h evaluate.h shape.h calibrate.h calibrate_kv.h context.h plan.h feature.h
 '

@@ -30,7 +30,7 @@ function combine(spec) {
   return all;
 }
 
-const mul = { ROWS: 100, UNITS: 4, ROWS_WG: [2, 16], SLICES: 8, ADD: [0, 1] };
+const mul = { ROWS: 100, UNITS: 4, ROWS_WG: [2, 16], SLICES: 8, ADD: [0, 1], AT: 64 };
 const types = [0, 1, 3, 4];
 const variants = {
   norm: { N: 500, SRC: [0, 1, 2], EPS: 1e-5 },
@@ -42,7 +42,7 @@ const variants = {
   mul_q8: mul,
   mul_s: { ...mul, LEVELS: [4, 8] },
   mul_f: { ...mul, KIND: [0, 1, 2] },
-  mul_t: { ROWS: 100, CHUNKS: 4, GROUPS_WG: [2, 32], SLICES: 8, ADD: [0, 1], BITS: [2, 3] },
+  mul_t: { ROWS: 100, CHUNKS: 4, GROUPS_WG: [2, 32], SLICES: 8, ADD: [0, 1], AT: 0, BITS: [2, 3] },
   heads: { D: [64, 96], ROOT: 0.125, HEADS: 4, KV_HEADS: 2, ROT: 64, HALVES: [0, 1], BIAS: [0, 1],
            NORM: [0, 1], EPS: 1e-5, SCALE: 0.125, K_TYPE: types, V_TYPE: types, K_ROWS: 80,
            V_ROWS: 80, K_SCALES: 9999, V_SCALES: 9999, SINKS: 4, WINDOW: 64 },

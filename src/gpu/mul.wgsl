@@ -7,6 +7,7 @@ override UNITS: u32; // of a row
 override ROWS_WG: u32 = 16u;
 override SLICES: u32 = 16u;
 override ADD: u32 = 0u;
+override AT: u32 = 0u; // of row 0 in y
 @group(0) @binding(0) var<storage, read_write> y: array<f32>;
 @group(0) @binding(1) var<storage, read> w: array<vec4<u32>>;
 var<workgroup> part: array<f32, ROWS_WG * SLICES>;
@@ -26,6 +27,6 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_id) id: vec3
   }
   if (id.y == 0u && row < ROWS) {
     let v = part[id.x] * row_scale(row);
-    if (ADD == 1u) { y[row] += v; } else { y[row] = v; }
+    if (ADD == 1u) { y[AT + row] += v; } else { y[AT + row] = v; }
   }
 }

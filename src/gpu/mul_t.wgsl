@@ -7,6 +7,7 @@ override CHUNKS: u32; // inputs / 16
 override GROUPS_WG: u32 = 8u;
 override SLICES: u32 = 32u;
 override ADD: u32 = 0u;
+override AT: u32 = 0u; // of row 0 in y
 override BITS: u32;
 @group(0) @binding(0) var<storage, read_write> y: array<f32>;
 @group(0) @binding(1) var<storage, read> w: array<vec4<u32>>;
@@ -64,7 +65,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_id) id: vec3
     if (row < ROWS) {
       let scale = row_scales[row] * select(1.0, 0.5, BITS == 3u);
       let v = bitcast<f32>(info.x) * scale * f32(total[j]);
-      if (ADD == 1u) { y[row] += v; } else { y[row] = v; }
+      if (ADD == 1u) { y[AT + row] += v; } else { y[AT + row] = v; }
     }
   }
 }

@@ -289,27 +289,31 @@ void gpu_op_input(GpuOps *o, GpuList *l, GpuInput *in, const GpuSource *s, const
 
 /* ---- products ---- */
 
-/* Rows of a workgroup: few where the matrix is small, so that all of the GPU has work. */
-static void shape_workgroup(size_t rows, size_t row_step, size_t most, size_t invocations,
-                            size_t *along, size_t *slices) {
-    enum { WORKGROUPS = 512 };
+/* Rows and slices of a workgroup: few rows where the matrix is small, so that all of the GPU has
+ * work, and no more slices than a row has units. */
+static void shape_workgroup(size_t rows, size_t row_step, size_t most, size_t units, size_t *along,
+                            size_t *slices) {
+    enum { WORKGROUPS = 512, INVOCATIONS = 256 };
     *along = most;
-    while (*along > 2 && rows / (*along * row_step) < WORKGROUPS) *along /= 2;
-    *slices = invocations / *along;
+    while (*along > 4 && rows / (*along * row_step) < WORKGROUPS && units * *along > INVOCATIONS)
+        *along /= 2;
+    *slices = INVOCATIONS / *along;
+    while (*slices > 1 && *slices / 2 >= units) *slices /= 2;
 }
 
-static void add_mul(GpuOps *o, GpuList *l, GpuRange y, const GpuMatrix *m, const GpuPart *p,
+static void add_mul(GpuOps *o, GpuList *l, GpuId y, size_t at, const GpuMatrix *m, const GpuPart *p,
                     const GpuInput *in, bool add) {
     size_t along, slices;
     int type = m->type->id;
-    shape_workgroup(p->rows, 1, 16, 256, &along, &slices);
-    GpuConst consts[6] = { { "ROWS", (double)p->rows },
+    shape_workgroup(p->rows, 1, 16, m->units, &along, &slices);
+    GpuConst consts[7] = { { "ROWS", (double)p->rows },
                            { "UNITS", (double)m->units },
                            { "ROWS_WG", (double)along },
                            { "SLICES", (double)slices },
-                           { "ADD", add } };
-    GpuRange ranges[] = { y, p->codes, p->words, all(in->q), all(in->groups), p->row_scales };
-    int n_consts = 5, n_ranges = 5;
+                           { "ADD", add },
+                           { "AT", (double)(at + p->first) } };
+    GpuRange ranges[] = { all(y), p->codes, p->words, all(in->q), all(in->groups), p->row_scales };
+    int n_consts = 6, n_ranges = 5;
     const char *name = type == T_Q4_0 ? "mul_q4" : "mul_q8";
     if (type == T_S2 || type == T_S3) {
         name = "mul_s";
@@ -324,31 +328,37 @@ static void add_mul(GpuOps *o, GpuList *l, GpuRange y, const GpuMatrix *m, const
     gpu_list_add(o, l, name, consts, n_consts, ranges, n_ranges, pieces(p->rows, along), 1);
 }
 
-static void add_mul_t(GpuOps *o, GpuList *l, GpuRange y, const GpuMatrix *m, const GpuPart *p,
-                      const GpuInput *in, bool add) {
+static void add_mul_t(GpuOps *o, GpuList *l, GpuId y, size_t at, const GpuMatrix *m,
+                      const GpuPart *p, const GpuInput *in, bool add) {
     size_t along, slices;
-    shape_workgroup(p->rows, 4, 32, 256, &along, &slices);
+    shape_workgroup(p->rows, 4, 32, m->units, &along, &slices);
     const GpuConst consts[] = { { "ROWS", (double)p->rows },
                                 { "CHUNKS", (double)m->units },
                                 { "GROUPS_WG", (double)along },
                                 { "SLICES", (double)slices },
                                 { "ADD", add },
+                                { "AT", (double)(at + p->first) },
                                 { "BITS", trellis_bits(m->type->id) } };
-    const GpuRange ranges[] = { y,          p->codes,        p->words.buffer ? p->words : p->codes,
+    const GpuRange ranges[] = { all(y),     p->codes,        p->words.buffer ? p->words : p->codes,
                                 all(in->q), all(in->groups), p->row_scales };
     gpu_list_add(o, l, "mul_t", consts, ARRAY_LEN(consts), ranges, ARRAY_LEN(ranges),
                  pieces(p->rows, 4 * along), 1);
 }
 
-void gpu_op_matmul(GpuOps *o, GpuList *l, GpuRange y, const GpuMatrix *m, const GpuInput *in,
-                   bool add) {
+bool gpu_same_input(const GpuMatrix *a, const GpuMatrix *b) {
+    int x = a->type->id, y = b->type->id;
+    if (a->cols != b->cols || is_float(x) != is_float(y)) return false;
+    if (!trellis_bits(x) && !trellis_bits(y)) return true;
+    return trellis_bits(x) && trellis_bits(y) && a->seed == b->seed;
+}
+
+void gpu_op_matmul(GpuOps *o, GpuList *l, GpuId y, size_t at, const GpuMatrix *m,
+                   const GpuInput *in, bool add) {
     for (int i = 0; i < m->n_parts && o->r == 0; i++) {
-        const GpuPart *p = &m->parts[i];
-        GpuRange to = { y.buffer, y.at + p->first * sizeof(float), p->rows * sizeof(float) };
         if (trellis_bits(m->type->id))
-            add_mul_t(o, l, to, m, p, in, add);
+            add_mul_t(o, l, y, at, m, &m->parts[i], in, add);
         else
-            add_mul(o, l, to, m, p, in, add);
+            add_mul(o, l, y, at, m, &m->parts[i], in, add);
     }
 }
 

@@ -98,9 +98,10 @@ typedef struct GpuInput {
 void gpu_input(GpuOps *o, GpuInput *in, size_t widest);
 void gpu_input_free(GpuOps *o, GpuInput *in);
 void gpu_op_input(GpuOps *o, GpuList *l, GpuInput *in, const GpuSource *s, const GpuMatrix *m);
-/* y = W input, or y += W input. gpu_op_input() for m, or one of its form and seed, went before. */
-void gpu_op_matmul(GpuOps *o, GpuList *l, GpuRange y, const GpuMatrix *m, const GpuInput *in,
-                   bool add);
+bool gpu_same_input(const GpuMatrix *a, const GpuMatrix *b); /* whether both take one form */
+/* y[at..] = W input, or += W input. gpu_op_input() for m, or for one of its form, went before. */
+void gpu_op_matmul(GpuOps *o, GpuList *l, GpuId y, size_t at, const GpuMatrix *m,
+                   const GpuInput *in, bool add);
 
 /* Words of the step buffer; written before each token. */
 enum { GPU_STEP_TOKEN, GPU_STEP_POS, GPU_STEP_RECORDS, GPU_STEP_ENCODE, GPU_STEP_WORDS };

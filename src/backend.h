@@ -1,0 +1,27 @@
+/* backend.h - another place than the CPU where passes are done, as engine.c and session.c see it.
+ * It keeps the weights of one engine and the rows of its sessions' caches; what positions there
+ * are, the session's Cache counts. */
+#ifndef BACKEND_H
+#define BACKEND_H
+#include "model.h"
+
+typedef struct DibitBackend DibitBackend;
+enum { PASS_CACHE, PASS_LOGITS, PASS_GREEDY }; /* what is wanted of a pass besides its rows */
+struct DibitBackend {
+    const char *name; /* "webgpu" */
+    /* Takes a model's weights, once; the model must outlive it. */
+    int (*load)(DibitBackend *b, const Model *m, DibitError *err);
+    /* A session whose cache counts positions elsewhere; turns: (n_ctx, n_rot) as Scratch.rope. Both
+     * must outlive it. */
+    int (*open)(void **session, DibitBackend *b, const Cache *c, const float *turns,
+                DibitError *err);
+    void (*close)(void **session);
+    /* Token id at position c->n_past. PASS_LOGITS: logits (n_vocab) are there when it returns;
+     * PASS_GREEDY: *best is the likeliest token, -1 where a logit is not finite. */
+    int (*pass)(void *session, int32_t id, int what, float *logits, int32_t *best, DibitError *err);
+    /* Random keys and values of positions 0..n-1. */
+    int (*fill)(void *session, int n, DibitError *err);
+    size_t (*bytes)(const void *session); /* of the rows */
+    void (*free)(DibitBackend *b);
+};
+#endif

@@ -1,0 +1,435 @@
+/* step.c - models on a GPU. A session's pass is a list of dispatches that is made once, when the
+ * session is, and replayed for each token with four numbers changed; so a token allocates nothing.
+ * The order is that of pass() in model.c, with neighbouring operations in one kernel: a layer is
+ * ten dispatches (two more where t2 and t3 turn their inputs).
+ *
+ * While a result is awaited the next token's commands are recorded already. */
+#include "gpu/step.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "backend.h"
+#include "gpu/ops_gpu.h"
+
+typedef struct GpuLayer {
+    GpuMatrix qkv[3], gate_up[2], o, down;
+    int n_qkv, n_gate_up; /* 1 where they are joined */
+    GpuId attn_norm, ffn_norm, bias, norms, weights[2];
+} GpuLayer;
+
+typedef struct Backend {
+    DibitBackend api;
+    Gpu *gpu;
+    GpuOps ops;
+    const Model *m;
+    GpuLayer *layers;
+    GpuMatrix output;
+    GpuId output_norm;
+    const struct Session *recorded; /* whose next pass is recorded, or NULL */
+} Backend;
+
+typedef struct Session {
+    Backend *b;
+    const Cache *c;
+    GpuHeads h;
+    GpuInput in;
+    GpuId x, qkv, att, ff, logits, best, pairs;
+    size_t up_at; /* floats from gate to up in ff */
+    GpuKvSide (*kv)[2];
+    GpuList body, head, pick, tail; /* to the last layer; logits; the likeliest; records */
+    float *row;                     /* of the embedding, where it is read here; else NULL */
+    int recorded_pos, recorded_what, n_unread;
+} Session;
+
+enum { UNREAD = 64 }; /* passes under way before one is waited for */
+
+/* ---- weights ---- */
+
+static GpuId upload(GpuOps *o, const float *data, size_t n) {
+    GpuId id = gpu_ops_buffer(o, n * sizeof *data);
+    if (id && o->r == 0) gpu_write(o->gpu, id, 0, data, n * sizeof *data);
+    return id;
+}
+
+/* As one matrix where possible. Returns how many they are. */
+static int join(GpuOps *o, GpuMatrix *out, const Weight *const *w, int n, bool may) {
+    if (may && gpu_can_join(w, n)) {
+        gpu_matrix(o, out, w, n);
+        return 1;
+    }
+    for (int i = 0; i < n; i++) gpu_matrix(o, &out[i], &w[i], 1);
+    return n;
+}
+
+static void put_vector(GpuOps *o, GpuId to, size_t at, const float *v, size_t n) {
+    if (v && o->r == 0) gpu_write(o->gpu, to, at * sizeof *v, v, n * sizeof *v);
+}
+
+static void load_small(Backend *b, GpuLayer *g, const Layer *w, int layer) {
+    static const float ones[4] = { 1, 1, 1, 1 };
+    GpuOps *o = &b->ops;
+    const Hparams *h = &b->m->hp;
+    size_t d = (size_t)h->head_dim, kv = (size_t)h->n_kv_heads, q = (size_t)h->n_heads;
+    g->attn_norm = upload(o, w->attn_norm, (size_t)h->n_embd);
+    g->ffn_norm = upload(o, w->ffn_norm, (size_t)h->n_embd);
+    if (w->q_bias || w->k_bias || w->v_bias) {
+        g->bias = gpu_ops_buffer(o, (q + 2 * kv) * d * sizeof(float));
+        put_vector(o, g->bias, 0, w->q_bias, q * d);
+        put_vector(o, g->bias, q * d, w->k_bias, kv * d);
+        put_vector(o, g->bias, (q + kv) * d, w->v_bias, kv * d);
+    }
+    if (w->q_norm) {
+        g->norms = gpu_ops_buffer(o, 2 * d * sizeof(float));
+        put_vector(o, g->norms, 0, w->q_norm, d);
+        put_vector(o, g->norms, d, w->k_norm, d);
+    }
+    for (size_t side = 0; side < 2; side++) {
+        g->weights[side] = gpu_ops_buffer(o, kv * sizeof ones);
+        for (size_t i = 0; i < kv; i++) {
+            size_t at = (2 * (size_t)layer + side) * kv + i;
+            put_vector(o, g->weights[side], 4 * i, b->m->kv_weights ? b->m->kv_weights[at] : ones,
+                       4);
+        }
+    }
+}
+
+static void load_layer(Backend *b, int layer) {
+    GpuOps *o = &b->ops;
+    GpuLayer *g = &b->layers[layer];
+    const Layer *w = &b->m->layers[layer];
+    const Weight *qkv[] = { &w->q, &w->k, &w->v }, *gate_up[] = { &w->gate, &w->up };
+    const Weight *out = &w->o, *down = &w->down;
+    g->n_qkv = join(o, g->qkv, qkv, 3, true);
+    g->n_gate_up = join(o, g->gate_up, gate_up, 2, b->m->hp.n_ff % 64 == 0);
+    gpu_matrix(o, &g->o, &out, 1);
+    gpu_matrix(o, &g->down, &down, 1);
+    load_small(b, g, w, layer);
+}
+
+static int load(DibitBackend *api, const Model *m, DibitError *err) {
+    Backend *b = (Backend *)api;
+    const Weight *out = &m->output;
+    if (b->m) return fail(err, DIBIT_E_ARGUMENT, "a GPU backend serves one engine");
+    b->m = m;
+    b->layers = mem_calloc(&b->ops.memory, (size_t)m->hp.n_layers, sizeof *b->layers);
+    if (!b->layers) return fail(err, DIBIT_E_MEMORY, "no memory for %d layers", m->hp.n_layers);
+    for (int l = 0; l < m->hp.n_layers && b->ops.r == 0; l++) load_layer(b, l);
+    gpu_matrix(&b->ops, &b->output, &out, 1);
+    b->output_norm = upload(&b->ops, m->output_norm, (size_t)m->hp.n_embd);
+    int r = gpu_ops_error(&b->ops, err);
+    return r ? r : gpu_submit(b->gpu, err); /* says whether uploads were refused */
+}
+
+/* ---- the lists of a session ---- */
+
+static GpuSource normed(GpuId x, GpuId weights, const Hparams *h) {
+    size_t n = (size_t)h->n_embd * sizeof(float);
+    return (GpuSource){ GPU_NORM, { x, 0, n }, { weights, 0, n }, h->eps };
+}
+
+/* Products of several matrices with one input, each brought to the form it takes; their results
+ * begin at at[i] in y. */
+static void project(Session *s, GpuList *l, const GpuSource *from, const GpuMatrix *m, int n,
+                    GpuId y, const size_t *at, bool add) {
+    GpuOps *o = &s->b->ops;
+    for (int i = 0; i < n; i++) {
+        if (i == 0 || !gpu_same_input(&m[i], &m[i - 1])) gpu_op_input(o, l, &s->in, from, &m[i]);
+        gpu_op_matmul(o, l, y, at[i], &m[i], &s->in, add);
+    }
+}
+
+static void list_layer(Session *s, int layer) {
+    const Hparams *h = &s->b->m->hp;
+    GpuOps *o = &s->b->ops;
+    GpuList *l = &s->body;
+    const GpuLayer *g = &s->b->layers[layer];
+    const GpuKvSide *kv = s->kv[layer];
+    size_t q = (size_t)h->n_heads * (size_t)h->head_dim;
+    size_t k = (size_t)h->n_kv_heads * (size_t)h->head_dim, ff = (size_t)h->n_ff * sizeof(float);
+    const GpuSource first = normed(s->x, g->attn_norm, h), second = normed(s->x, g->ffn_norm, h);
+    const GpuSource att = { GPU_PLAIN, { s->att, 0, q * sizeof(float) }, { 0 }, 0 };
+    const GpuSource gated = {
+        GPU_SWIGLU, { s->ff, 0, ff }, { s->ff, s->up_at * sizeof(float), ff }, 0
+    };
+    project(s, l, &first, g->qkv, g->n_qkv, s->qkv, (const size_t[]){ 0, q, q + k }, false);
+    gpu_op_heads(o, l, &s->h, s->qkv, g->bias, g->norms, &kv[0], &kv[1]);
+    gpu_op_attend(o, l, &s->h, s->att, &kv[0], &kv[1]);
+    project(s, l, &att, &g->o, 1, s->x, (const size_t[]){ 0 }, true);
+    project(s, l, &second, g->gate_up, g->n_gate_up, s->ff, (const size_t[]){ 0, s->up_at }, false);
+    project(s, l, &gated, &g->down, 1, s->x, (const size_t[]){ 0 }, true);
+    gpu_op_encode(o, &s->tail, &s->h, g->weights[0], &kv[0], true);
+    gpu_op_encode(o, &s->tail, &s->h, g->weights[1], &kv[1], false);
+}
+
+static void list_all(Session *s) {
+    Backend *b = s->b;
+    const Hparams *h = &b->m->hp;
+    const GpuSource last = normed(s->x, b->output_norm, h);
+    if (!s->row) gpu_op_embed(&b->ops, &s->body, s->x, &b->output, s->h.step);
+    for (int l = 0; l < h->n_layers && b->ops.r == 0; l++) list_layer(s, l);
+    project(s, &s->head, &last, &b->output, 1, s->logits, (const size_t[]){ 0 }, false);
+    gpu_op_argmax(&b->ops, &s->pick, s->best, s->logits, s->pairs, (size_t)h->n_vocab);
+}
+
+/* ---- sessions ---- */
+
+static void make_buffers(Session *s, const float *turns) {
+    const Hparams *h = &s->b->m->hp;
+    GpuOps *o = &s->b->ops;
+    size_t q = (size_t)h->n_heads * (size_t)h->head_dim, n_ctx = (size_t)s->h.n_ctx;
+    size_t kv = (size_t)h->n_kv_heads * (size_t)h->head_dim, e = (size_t)h->n_embd;
+    size_t ff = (size_t)h->n_ff, vocab = (size_t)h->n_vocab;
+    s->up_at = (ff + 63) / 64 * 64;
+    s->x = gpu_ops_buffer(o, e * sizeof(float));
+    s->qkv = gpu_ops_buffer(o, (q + 2 * kv) * sizeof(float));
+    s->att = gpu_ops_buffer(o, q * sizeof(float));
+    s->ff = gpu_ops_buffer(o, 2 * s->up_at * sizeof(float));
+    s->logits = gpu_ops_buffer(o, vocab * sizeof(float));
+    s->best = gpu_ops_buffer(o, 4);
+    s->pairs = gpu_ops_buffer(o, (vocab / 1024 + 1) * 8);
+    s->h.step = gpu_ops_buffer(o, 4 * GPU_STEP_WORDS);
+    s->h.none = gpu_ops_buffer(o, 256);
+    s->h.turns = upload(o, turns, n_ctx * (size_t)h->n_rot);
+    s->h.query = gpu_ops_buffer(o, gpu_query_bytes(&s->h));
+    s->h.partial = gpu_ops_buffer(o, gpu_partial_bytes(&s->h));
+    gpu_input(o, &s->in, MAX(MAX(e, ff), q));
+    for (int l = 0; l < h->n_layers; l++)
+        for (int side = 0; side < 2; side++)
+            gpu_kv_side(o, &s->kv[l][side], &s->h, cache_type(s->c, l, side), side == 0);
+}
+
+static void set_heads(Session *s) {
+    const Model *m = s->b->m;
+    const Hparams *h = &m->hp;
+    s->h = (GpuHeads){ .n_heads = h->n_heads, .n_kv_heads = h->n_kv_heads };
+    s->h.head_dim = h->head_dim;
+    s->h.n_ctx = s->c->shape.n_ctx;
+    s->h.n_rot = h->n_rot;
+    s->h.window = h->window;
+    s->h.sinks = s->c->shape.sinks;
+    s->h.recent = s->c->shape.window;
+    s->h.halves = (m->arch->flags & ARCH_ROPE_HALVES) != 0;
+    s->h.eps = h->eps;
+}
+
+static int check_cache(const Backend *b, const Cache *c, DibitError *err) {
+    const Hparams *h = &b->m->hp;
+    for (int i = 0; i < 2 * h->n_layers; i++) {
+        int type = cache_type(c, i / 2, i % 2);
+        const Layer *w = &b->m->layers[i / 2];
+        if (!gpu_has_kv(type, h->head_dim))
+            return fail(err, DIBIT_E_UNSUPPORTED,
+                        "a cache of type %s with heads of %d does not run on the GPU; f16, q8, k3 "
+                        "and k2 do",
+                        kv_type(type)->name, h->head_dim);
+        if (kv_type(type)->bits && c->shape.window == 0)
+            return fail(err, DIBIT_E_UNSUPPORTED,
+                        "k2 and k3 without a window do not run on the GPU; leave --kv-window");
+        if (kv_type(type)->rotate && (w->k_in.m || w->v_in.m))
+            return fail(err, DIBIT_E_UNSUPPORTED,
+                        "calibrated bases of the cache do not run on the GPU yet");
+    }
+    return 0;
+}
+
+static void forget_recorded(Backend *b) {
+    if (b->recorded) gpu_drop(b->gpu);
+    b->recorded = NULL;
+}
+
+static void session_close(void **session) {
+    Session *s = *session;
+    if (!s) return;
+    Backend *b = s->b;
+    GpuOps *o = &b->ops;
+    if (b->recorded == s) forget_recorded(b);
+    GpuList *const lists[] = { &s->body, &s->head, &s->pick, &s->tail };
+    for (size_t i = 0; i < ARRAY_LEN(lists); i++) gpu_list_free(o, lists[i]);
+    const GpuId ids[] = { s->x,     s->qkv,    s->att,    s->ff,      s->logits,  s->best,
+                          s->pairs, s->h.step, s->h.none, s->h.turns, s->h.query, s->h.partial };
+    for (size_t i = 0; i < ARRAY_LEN(ids); i++) gpu_free(b->gpu, ids[i]);
+    gpu_input_free(o, &s->in);
+    for (int i = 0; s->kv && i < 2 * b->m->hp.n_layers; i++)
+        gpu_free(b->gpu, s->kv[i / 2][i % 2].buffer);
+    mem_free(&o->memory, s->kv);
+    mem_free(&o->memory, s->row);
+    mem_free(&o->memory, s);
+    *session = NULL;
+}
+
+static int session_open(void **out, DibitBackend *api, const Cache *c, const float *turns,
+                        DibitError *err) {
+    Backend *b = (Backend *)api;
+    const Hparams *h = &b->m->hp;
+    *out = NULL;
+    int r = check_cache(b, c, err);
+    if (r != 0) return r;
+    Session *s = mem_calloc(&b->ops.memory, 1, sizeof *s);
+    if (!s) return fail(err, DIBIT_E_MEMORY, "no memory for a session");
+    s->b = b;
+    s->c = c;
+    s->recorded_pos = -1;
+    s->kv = mem_calloc(&b->ops.memory, (size_t)h->n_layers, sizeof *s->kv);
+    bool here = !b->m->tied || !gpu_can_embed(b->m->embed.type->id);
+    if (here) s->row = mem_alloc(&b->ops.memory, (size_t)h->n_embd * sizeof *s->row);
+    set_heads(s);
+    if (!s->kv || (here && !s->row)) {
+        r = fail(err, DIBIT_E_MEMORY, "no memory for a session");
+    } else {
+        make_buffers(s, turns);
+        if (b->ops.r == 0) list_all(s);
+        r = gpu_ops_error(&b->ops, err);
+    }
+    *out = s;
+    if (r != 0) session_close(out);
+    return r;
+}
+
+static size_t session_bytes(const void *session) {
+    const Session *s = session;
+    size_t n = 0;
+    for (int i = 0; i < 2 * s->b->m->hp.n_layers; i++) n += s->kv[i / 2][i % 2].n_bytes;
+    return n;
+}
+
+/* ---- a token ---- */
+
+static void record(Session *s, int pos, int what) {
+    Backend *b = s->b;
+    if (b->recorded == s && s->recorded_pos == pos && s->recorded_what == what) {
+        b->recorded = NULL;
+        return;
+    }
+    forget_recorded(b);
+    gpu_list_run(&b->ops, &s->body, pos);
+    if (what != PASS_CACHE) gpu_list_run(&b->ops, &s->head, pos);
+    if (what == PASS_GREEDY) gpu_list_run(&b->ops, &s->pick, pos);
+    gpu_list_run(&b->ops, &s->tail, pos);
+}
+
+static void record_next(Session *s, int pos, int what) {
+    if (pos >= s->c->shape.n_ctx) return;
+    record(s, pos, what);
+    s->recorded_pos = pos;
+    s->recorded_what = what;
+    s->b->recorded = s;
+}
+
+static void write_step(Session *s, int32_t id, int pos) {
+    const Cache *c = s->c;
+    uint32_t step[GPU_STEP_WORDS] = { (uint32_t)id, (uint32_t)pos };
+    for (int l = 0; c->has_records && l < c->shape.n_layers;
+         l++) /* the same in all that have any */
+        step[GPU_STEP_RECORDS] =
+            MAX(step[GPU_STEP_RECORDS], (uint32_t)cache_records_end(c, l, pos));
+    if (c->has_records) step[GPU_STEP_ENCODE] = (uint32_t)(cache_record_due(c, pos) + 1);
+    gpu_write(s->b->gpu, s->h.step, 0, step, sizeof step);
+    if (!s->row) return;
+    const Weight *e = &s->b->m->embed;
+    e->type->decode(s->row, e->data, e->rows, e->cols, (size_t)id);
+    gpu_write(s->b->gpu, s->x, 0, s->row, e->cols * sizeof *s->row);
+}
+
+static int session_pass(void *session, int32_t id, int what, float *logits, int32_t *best,
+                        DibitError *err) {
+    Session *s = session;
+    Gpu *g = s->b->gpu;
+    int pos = s->c->n_past;
+    bool wait = what != PASS_CACHE || ++s->n_unread == UNREAD;
+    GpuId from = what == PASS_LOGITS ? s->logits : s->best;
+    size_t n = what == PASS_LOGITS ? (size_t)s->b->m->hp.n_vocab * sizeof *logits : 4;
+    uint32_t ignored;
+    record(s, pos, what);
+    write_step(s, id, pos);
+    if (!wait) return gpu_submit(g, err);
+    s->n_unread = 0;
+    int r = gpu_read_start(g, from, 0, n, err);
+    if (r != 0) return r;
+    if (what != PASS_CACHE) record_next(s, pos + 1, what);
+    void *to = what == PASS_LOGITS ? (void *)logits : what == PASS_GREEDY ? best : (void *)&ignored;
+    r = gpu_read_ready(g, to, true, err);
+    return r < 0 ? r : 0;
+}
+
+/* ---- filling ---- */
+
+static int session_fill(void *session, int n, DibitError *err) {
+    enum { PIECE = 1 << 20 }; /* words */
+    Session *s = session;
+    GpuOps *o = &s->b->ops;
+    uint32_t *words = mem_alloc(&o->memory, PIECE * sizeof *words);
+    (void)n;
+    if (!words) return fail(err, DIBIT_E_MEMORY, "no memory for random rows");
+    forget_recorded(s->b);
+    for (int i = 0; i < 2 * s->c->shape.n_layers; i++) {
+        const GpuKvSide *kv = &s->kv[i / 2][i % 2];
+        uint64_t x = (uint64_t)i + 1;
+        for (size_t k = 0; k < PIECE; k++) { /* small numbers as f16 */
+            x = x * 6364136223846793005u + 1442695040888963407u;
+            words[k] = (uint32_t)(x >> 32) & (kv->type == KV_F16 ? 0xbbffbbffu : 0xffffffffu);
+        }
+        for (size_t at = 0; at < kv->n_bytes; at += PIECE * sizeof *words)
+            gpu_write(o->gpu, kv->buffer, at, words, MIN(PIECE * sizeof *words, kv->n_bytes - at));
+        size_t n_scales = kv->type == KV_F16 ? 0 : (size_t)s->h.n_kv_heads * kv->rows;
+        for (size_t k = 0; k < PIECE; k++) words[k] = 0x3c800000; /* 1/64 */
+        for (size_t at = 0; at < n_scales; at += PIECE)
+            gpu_write(o->gpu, kv->buffer, (kv->scales + at) * 4, words,
+                      MIN((size_t)PIECE, n_scales - at) * 4);
+    }
+    mem_free(&o->memory, words);
+    return gpu_submit(o->gpu, err);
+}
+
+/* ---- the backend ---- */
+
+static void free_layer(Backend *b, GpuLayer *g) {
+    GpuOps *o = &b->ops;
+    for (int i = 0; i < 3; i++) gpu_matrix_free(o, &g->qkv[i]);
+    for (int i = 0; i < 2; i++) gpu_matrix_free(o, &g->gate_up[i]);
+    gpu_matrix_free(o, &g->o);
+    gpu_matrix_free(o, &g->down);
+}
+
+static void backend_free(DibitBackend *api) {
+    Backend *b = (Backend *)api;
+    if (!b) return;
+    for (int l = 0; b->layers && l < b->m->hp.n_layers; l++) free_layer(b, &b->layers[l]);
+    mem_free(&b->ops.memory, b->layers);
+    gpu_matrix_free(&b->ops, &b->output);
+    gpu_ops_free(&b->ops);
+    gpu_close(&b->gpu);
+    mem_free(NULL, b);
+}
+
+void gpu_backend_free(struct DibitBackend **b) {
+    backend_free(*b);
+    *b = NULL;
+}
+
+Gpu *gpu_of_backend(struct DibitBackend *b) {
+    return ((Backend *)b)->gpu;
+}
+
+int gpu_backend(struct DibitBackend **out, const GpuOptions *opt, GpuCaps *caps, DibitError *err) {
+    *out = NULL;
+    Backend *b = mem_calloc(NULL, 1, sizeof *b);
+    if (!b) return fail(err, DIBIT_E_MEMORY, "no memory for a GPU backend");
+    b->api = (DibitBackend){ .name = "webgpu",
+                             .load = load,
+                             .open = session_open,
+                             .close = session_close,
+                             .pass = session_pass,
+                             .fill = session_fill,
+                             .bytes = session_bytes,
+                             .free = backend_free };
+    int r = gpu_open(&b->gpu, opt, err);
+    if (r == 0) r = gpu_ops_create(&b->ops, b->gpu, opt ? &opt->memory : NULL, err);
+    if (r != 0) {
+        backend_free(&b->api);
+        return r;
+    }
+    if (caps) *caps = *gpu_caps(b->gpu);
+    *out = &b->api;
+    return 0;
+}
