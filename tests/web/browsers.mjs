@@ -41,7 +41,8 @@ const load = async (tools, name) => {
 
 async function chromium({ tools, gpu, flags = [] }) {
     const playwright = await load(tools, 'playwright-core');
-    const args = ['--no-sandbox', ...flags, ...(gpu ? ['--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader'] : [])];
+    // memory is measured at once when a page asks for it, not after a while
+    const args = ['--no-sandbox', '--enable-blink-features=ForceEagerMeasureMemory', ...flags, ...(gpu ? ['--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader'] : [])];
     const browser = await playwright.chromium.launch({ executablePath: CHROMIUM, headless: true, args });
     const shared = await browser.newContext();
     return {
@@ -55,6 +56,7 @@ async function chromium({ tools, gpu, flags = [] }) {
             return {
                 errors, raw: page, context,
                 call: (test, arg) => page.evaluate(([t, a]) => window.tests[t](a), [test, arg]),
+                evaluate: expression => page.evaluate(expression),
                 close: () => emulate ? context.close() : page.close(),
             };
         },
@@ -87,6 +89,7 @@ async function firefox({ tools, gpu }) {
             return {
                 errors, raw: page,
                 call: (test, arg) => page.evaluate((t, a) => window.tests[t](a), test, arg ?? null),
+                evaluate: expression => page.evaluate(expression),
                 close: () => page.close(),
             };
         },
@@ -145,6 +148,11 @@ async function webkit() {
                     const result = JSON.parse(await ask('POST', `${at}/execute/async`, { script, args }));
                     if (result.error) throw new Error(result.error);
                     return result.value;
+                }),
+                evaluate: expression => alone(async () => {
+                    await enter();
+                    const text = `const done = arguments[0]; Promise.resolve(${expression}).then(done, e => done(String(e)))`;
+                    return ask('POST', `${at}/execute/async`, { script: text, args: [] });
                 }),
                 close: () => alone(async () => {
                     await enter();

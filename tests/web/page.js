@@ -225,6 +225,23 @@ window.tests = {
         });
     },
 
+    /** The most that a load takes: what the engine says of its own memory, and the JavaScript heap beside it. */
+    async peak({ options }) {
+        let on = true, heap = 0, n = 0;
+        const watch = (async () => {
+            while (on) {
+                heap = Math.max(heap, (await performance.measureUserAgentSpecificMemory()).bytes);
+                n++;
+            }
+        })();
+        const memory = await using(options, async engine => {
+            on = false;
+            await watch;
+            return engine.memory();
+        });
+        return { heap, n, memory };
+    },
+
     /** A store that fails at its n-th write, for each n. */
     async quota({ options, fails }) {
         const outcomes = [];

@@ -8,6 +8,7 @@ import { fileURLToPath } from 'node:url';
 import { serve } from '../../tools/serve.mjs';
 import { launch, missing } from './browsers.mjs';
 import { lower, writeMatrix } from './matrix.mjs';
+import { DEMO } from './demo-scenarios.mjs';
 import { SCENARIOS } from './scenarios.mjs';
 
 const top = join(dirname(fileURLToPath(import.meta.url)), '../..');
@@ -86,7 +87,7 @@ for (const name of names) {
             pages.push(page);
             return page;
         };
-        for (const scenario of SCENARIOS) {
+        for (const scenario of [...SCENARIOS, ...DEMO]) {
             if (!scenario.name.includes(only) || (scenario.browsers && !scenario.browsers.includes(name))) continue;
             await runScenario(scenario, { browser, cells, isolated, plain, open, native, prompt: PROMPT,
                 model: server => `${server.url}/${MODEL}`, work, tools, top });
