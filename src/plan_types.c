@@ -22,15 +22,16 @@ int plan_type_bits(int type) {
     return (int)(n >> 17); /* all-in, rounded down: 2^20 weights, 8 bits a byte */
 }
 
-/* Decode, one run each, weights of a shape of 1.2 billion: docs/performance.md, docs/PLAN.md. */
+/* Decode, a model of 1.2 billion weights on CPUs, the products of one of 34 million in WebAssembly:
+ * docs/performance.md, docs/PLAN.md. */
 typedef struct Speed {
     const char *isa;
     double s2, s3, t2, t3; /* q4 is 1 */
 } Speed;
 static const Speed measured[] = {
-    { "avx512bitalg", 1.59, 1.09, 1.72, 1.24 },
-    { "avx512vnni", 1.59, 1.09, 1.08, 0.87 },
-    { "avx2", 1.32, 1.05, 0.76, 0.54 },
+    { "avx512bitalg", 1.59, 1.09, 1.72, 1.24 }, { "avx512vnni", 1.59, 1.09, 1.08, 0.87 },
+    { "avx2", 1.32, 1.05, 0.76, 0.54 },         { "relaxed", 1.08, 0.44, 0.52, 0.23 },
+    { "simd128", 1.04, 0.49, 0.81, 0.39 },
 };
 
 static const char *isa_of(const Plan *p, const DeviceInfo *d) {
@@ -39,10 +40,12 @@ static const char *isa_of(const Plan *p, const DeviceInfo *d) {
     return p->feature[FEATURE_WASM_RELAXED] ? "relaxed" : "simd128";
 }
 
+#define PROBED "probed here"
+
 double plan_speed(const Plan *p, const DeviceInfo *d, int type, const char **source) {
     const double probe[] = { d->speed_s2, d->speed_s3, d->speed_t2, d->speed_t3 };
     int i = type == T_S2 ? 0 : type == T_S3 ? 1 : type == T_T2 ? 2 : type == T_T3 ? 3 : -1;
-    *source = "probed here";
+    *source = PROBED;
     if (type == T_Q4_0) return 1;
     if (i < 0) return 0;
     if (d->speed_q4 > 0 && probe[i] > 0) return probe[i] / d->speed_q4;
@@ -74,47 +77,50 @@ int plan_type_of_bits(const Plan *p, const DeviceInfo *d, int bits) {
 
 /* ---- how many bits ---- */
 
-/* Whether the model with 4 bits fits, without a model whether there are 4 GiB. */
-static bool memory_allows_4(const Plan *p, const PlanModel *m, const PlanRequest *q) {
+/* Whether the model with 4 bits takes at most three quarters of the budget; without a model whether
+ * there are 4 GiB. */
+static bool memory_allows_4(const Plan *p, const PlanModel *m) {
     if (!m) return p->memory >= 4 * GIB;
     double weights = (double)m->context.n_params * 4.5 / 8;
-    (void)q;
     return weights + (double)p->staging <= 0.75 * (double)p->budget;
 }
 
-static void choose_bits(Plan *p, const DeviceInfo *d, const PlanModel *m, const PlanRequest *q) {
-    const char *why = "2 GiB or more", *source;
-    int bits = 3;
-    bool gpu_or_cpu =
-        p->backend == BACKEND_WEBGPU || (p->backend == BACKEND_CPU && !is(d->isa, "scalar"));
-    bool simd = p->backend == BACKEND_WASM || gpu_or_cpu;
+/* 3 bits, or 4 where memory allows and they are not slower. */
+static int three_or_four(const Plan *p, const DeviceInfo *d, const PlanModel *m, const char **why) {
+    const char *source;
+    double v = plan_speed(p, d, plan_type_of_bits(p, d, 3), &source); /* of 3 bits, beside 4 */
+    *why = p->backend == BACKEND_WASM ? "WebAssembly with SIMD, no WebGPU" : "2 GiB or more";
+    if (!memory_allows_4(p, m)) return 3;
+    *why = "memory would allow 4, but whether they are slower is not known";
+    if (v <= 0) return 3;
+    *why = "memory would allow 4, which are slower here";
+    if (1 < NOT_SLOWER * v) return 3;
+    *why = strcmp(source, PROBED) == 0
+               ? "memory allows it, and 4 bits are not slower as probed here"
+               : "memory allows it, and 4 bits are not slower as measured";
+    return 4;
+}
+
+static void choose_bits(Plan *p, const DeviceInfo *d, const PlanModel *m) {
+    bool plain_c = p->backend == BACKEND_CPU && is(d->isa, "scalar");
+    const char *why;
     char buf[32];
     if (p->memory < GIB) {
-        bits = 2;
+        p->bits = 2;
         why = "below 1 GiB of memory";
-    } else if (!simd) {
-        bits = 4;
+    } else if (plain_c || p->backend == BACKEND_NONE) {
+        p->bits = 4;
         why = "without vector instructions 4-bit codes are the quickest to unpack";
     } else if (d->mobile == 1) {
-        bits = 2;
+        p->bits = 2;
         why = "a phone or tablet: half the bytes to fetch and to read";
     } else if (p->memory < 2 * GIB) {
+        p->bits = 3;
         why = "below 2 GiB of memory";
-    } else if (!gpu_or_cpu) {
-        why = "WebAssembly with SIMD, no WebGPU";
-    } else if (memory_allows_4(p, m, q)) {
-        double v = plan_speed(p, d, plan_type_of_bits(p, d, 3), &source);
-        if (v > 0 && 1 >= NOT_SLOWER * v) {
-            bits = 4;
-            why = source[0] == 'p' ? "memory allows it, and 4 bits are not slower as probed here"
-                                   : "memory allows it, and 4 bits are not slower as measured";
-        } else {
-            why = v > 0 ? "memory would allow 4, which are slower here"
-                        : "memory would allow 4, but whether they are slower is not known";
-        }
+    } else {
+        p->bits = three_or_four(p, d, m, &why);
     }
-    p->bits = bits;
-    snprintf(buf, sizeof buf, "%d", bits);
+    snprintf(buf, sizeof buf, "%d", p->bits);
     plan_add(p, "bits", buf, "%s", why);
 }
 
@@ -246,7 +252,7 @@ static void add_types(Plan *p, const PlanModel *m, const PlanRequest *q,
 
 void plan_choose_types(Plan *p, const DeviceInfo *d, const PlanModel *m, const PlanRequest *q) {
     const char *why[N_GROUPS], *variant = "";
-    choose_bits(p, d, m, q);
+    choose_bits(p, d, m);
     start_types(p, d, m, q, why);
     adapt(p, d, why);
     p->variant = plan_pick_variant(p, m, q, &variant);

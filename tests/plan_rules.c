@@ -113,7 +113,7 @@ void bits_by_memory_gpu_and_mobile(void **state) {
     has_bits_for(CHROME GPU "memory_mb=2047\n", "", 3, "below 2 GiB");
     has_bits_for(CHROME GPU "memory_mb=2048\n", "", 3, "2 GiB or more");
     has_bits_for("browser=chrome\nos=android\nmobile=true\nmemory_mb=8192\n" GPU, "", 2, "phone");
-    has_bits_for(CHROME NO_GPU "memory_mb=8192\n", "", 3, "WebAssembly with SIMD");
+    has_bits_for(CHROME NO_GPU "memory_mb=3000\n", "", 3, "WebAssembly with SIMD");
     has_bits_for(CHROME "webgpu=false\nwasm_simd=false\nmemory_mb=8192\n", "", 4, "without vector");
     has_bits_for(NATIVE "isa=scalar\nmemory_mb=8192\n", "", 4, "without vector");
 }
@@ -127,6 +127,8 @@ void four_bits_if_not_slower(void **state) {
     has_bits_for(CHROME GPU "memory_mb=8192\nspeed_q4=10\nspeed_s3=12\n", "", 3, "slower here");
     has_bits_for(CHROME GPU "memory_mb=3000\nspeed_q4=10\nspeed_s3=10\n", "", 3, "2 GiB or more");
     has_bits_for(NATIVE "isa=avx2\nmemory_mb=8192\n", "", 4, "as measured");
+    has_bits_for(CHROME NO_GPU "memory_mb=8192\n", "", 4, "as measured"); /* s3 is slow there */
+    has_bits_for(CHROME NO_GPU "memory_mb=8192\nspeed_q4=10\nspeed_s3=12\n", "", 3, "slower here");
     has_bits_for(NATIVE "isa=avx512bitalg\nmemory_mb=8192\n", "", 3, "slower here"); /* t3 */
     has_bits_for(NATIVE "isa=neondot\nmemory_mb=8192\n", "", 3, "not known");
 }
@@ -367,8 +369,8 @@ void cache_types_in_the_order_of_their_loss(void **state) {
     size_t tried = 0, before = SIZE_MAX;
     for (int mb = 64; mb >= 16; mb--) {
         char request[64];
-        snprintf(request, sizeof request, "budget_mb=%d\nrepack=false", mb);
-        Plan p = plan_of(CHROME NO_GPU, &m, request);
+        snprintf(request, sizeof request, "backend=webgpu\nbudget_mb=%d\nrepack=false", mb);
+        Plan p = plan_of(CHROME GPU, &m, request);
         size_t total = p.need.total + p.staging;
         assert_int_equal(p.need.total, p.need.weights + p.need.kv + p.need.scratch);
         if (!p.fits) break;
@@ -389,6 +391,13 @@ void cache_types_in_the_order_of_their_loss(void **state) {
         before = row;
     }
     assert_true((tried & 1) && (tried & 2) && (tried & 4));
+    Plan p = plan_of(CHROME NO_GPU, &m, "budget_mb=64"); /* measured: f16 is slow there */
+    assert_true(p.kv_k == KV_Q8 && p.kv_v == KV_Q8);
+    says(&p, "cache_type_k", "q8", "measured in WebAssembly");
+    p = plan_of(CHROME NO_GPU, &m, "budget_mb=64\ncache_type_k=f16\ncache_type_v=f16");
+    assert_true(p.kv_k == KV_F16 && p.kv_v == KV_F16);
+    p = plan_of(NATIVE "memory_mb=4096\n", &m, "");
+    assert_true(p.kv_k == KV_F16 && p.kv_v == KV_F16);
     mem_free(NULL, image);
 }
 
