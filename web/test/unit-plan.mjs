@@ -100,7 +100,7 @@ test('plan: a manifest of variants', () => {
         's2 bytes=16600000 kld=0.3 attention=s2 feed_forward=s2'].map(v => `variant=${v}`).join('\n');
     const of = more => plan([...chrome, ...more].join('\n'), variants).variant.value;
     assert.equal(of([]), 'q4'); // memory allows it, and in WebAssembly s3 is slower
-    assert.equal(of(['memory_mb=3000']), 's3');
+    assert.equal(of(['speed_q4=1', 'speed_s3=2']), 's3'); // where a probe says otherwise
     assert.equal(of(['mobile=true', 'memory_mb=1500']), 's2');
 });
 
