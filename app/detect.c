@@ -6,6 +6,7 @@
 
 #include "device.h"
 #include "feature.h"
+#include "gpu/gpu.h"
 
 /* ---- JSON ---- */
 
@@ -72,7 +73,7 @@ int device_from_json(DeviceInfo *d, const char *path) {
     return r;
 }
 
-/* ---- Vulkan: only whether its loader is there ---- */
+/* ---- this machine ---- */
 
 static void find_vulkan(DeviceInfo *d) {
     void *loader = dlopen("libvulkan.so.1", RTLD_NOW | RTLD_LOCAL);
@@ -86,11 +87,38 @@ static void find_vulkan(DeviceInfo *d) {
     } version = { dlsym(loader, "vkEnumerateInstanceVersion") };
     uint32_t v = 0;
     if (version.p && version.f(&v) == 0)
-        snprintf(d->vulkan, sizeof d->vulkan, "loader %u.%u.%u; adapters not probed",
-                 v >> 22 & 0x7f, v >> 12 & 0x3ff, v & 0xfff);
+        snprintf(d->vulkan, sizeof d->vulkan, "loader %u.%u.%u", v >> 22 & 0x7f, v >> 12 & 0x3ff,
+                 v & 0xfff);
     else
-        snprintf(d->vulkan, sizeof d->vulkan, "loader; adapters not probed");
+        snprintf(d->vulkan, sizeof d->vulkan, "loader");
     dlclose(loader);
+}
+
+/* What --backend gpu would take; err: why there is none. */
+static void find_gpu(DeviceInfo *d, DibitError *err) {
+    Gpu *gpu;
+    const GpuOptions opt = { .library = NULL };
+    d->webgpu = gpu_open(&gpu, &opt, err) == 0;
+    if (!d->webgpu) return;
+    const GpuCaps *c = gpu_caps(gpu);
+    d->gpu_fallback = c->software;
+    d->gpu_f16 = c->f16;
+    d->gpu_subgroups = c->subgroups;
+    d->gpu_packed_dot = c->dot4;
+    d->gpu_max_buffer = (int64_t)MIN(c->max_buffer, (uint64_t)1 << 49);
+    d->gpu_max_binding = (int64_t)MIN(c->max_binding, (uint64_t)1 << 49);
+    d->gpu_workgroup_storage = c->workgroup_bytes;
+    d->gpu_invocations = c->invocations;
+    d->gpu_storage_buffers = c->storage_buffers;
+    snprintf(d->gpu_vendor, sizeof d->gpu_vendor, "%s", c->vendor);
+    snprintf(d->gpu_description, sizeof d->gpu_description, "%s", c->name);
+    gpu_close(&gpu);
+}
+
+void device_here(DeviceInfo *d, DibitError *no_gpu) {
+    device_native(d);
+    find_vulkan(d);
+    find_gpu(d, no_gpu);
 }
 
 /* ---- text ---- */
@@ -111,8 +139,8 @@ static void print_label(const DeviceInfo *d) {
     row("mobile", d->mobile < 0 ? "not known" : d->mobile ? "yes" : "no");
 }
 
-static void print_native(const DeviceInfo *d) {
-    char text[160];
+static void print_native(const DeviceInfo *d, const DibitError *no_gpu) {
+    char text[300];
     row("system", d->os);
     row("processor", d->cpu);
     row("kernels", d->isa);
@@ -127,6 +155,9 @@ static void print_native(const DeviceInfo *d) {
         row("battery", text);
     }
     row("vulkan", d->vulkan);
+    snprintf(text, sizeof text, "%s%s", d->webgpu == 1 ? d->gpu_description : no_gpu->text,
+             d->gpu_fallback == 1 ? ", software" : "");
+    row("gpu", text);
 }
 
 /* What earlier runs found to fail here. */
@@ -149,6 +180,7 @@ int cmd_detect(int argc, char **argv) {
     const char *ua = NULL;
     bool json = false;
     DeviceInfo d;
+    DibitError no_gpu = { 0 };
     const CliOption options[] = {
         { "user-agent", NULL, CLI_TEXT, &ua, "UA",
           "say what this user agent says, and not what this machine is", 0, 0, NULL },
@@ -181,8 +213,7 @@ int cmd_detect(int argc, char **argv) {
             return cli_misuse("detect", "--%s", err.text);
         device_complete(&d);
     } else {
-        device_native(&d);
-        find_vulkan(&d);
+        device_here(&d, &no_gpu);
     }
     if (json) {
         json_t *o = device_json(&d);
@@ -191,6 +222,6 @@ int cmd_detect(int argc, char **argv) {
     if (ua)
         print_label(&d);
     else
-        print_native(&d), print_features();
+        print_native(&d, &no_gpu), print_features();
     return 0;
 }

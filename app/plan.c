@@ -46,6 +46,7 @@ static void name_device(DeviceInfo *d, const Args *a) {
 static int find_device(Report *r) {
     const Args *a = r->a;
     DeviceInfo *d = &r->device;
+    DibitError no_gpu;
     if (a->device && (a->browser || a->mobile || a->version))
         return cli_misuse("plan", "--device is instead of --browser, --version and --mobile");
     if (!a->browser && (a->mobile || a->version))
@@ -57,7 +58,7 @@ static int find_device(Report *r) {
     } else if (a->browser) {
         name_device(d, a);
     } else {
-        device_native(d);
+        device_here(d, &no_gpu);
     }
     if (a->memory_mb) {
         d->memory_mb = a->memory_mb;

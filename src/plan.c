@@ -33,6 +33,10 @@ static bool yes(int8_t v) { /* unknown is no */
     return v == 1;
 }
 
+static bool is_native(const DeviceInfo *d) {
+    return is(d->engine, "native");
+}
+
 /* ---- lines ---- */
 
 void plan_add(Plan *p, const char *key, const char *value, const char *reason, ...) {
@@ -75,7 +79,7 @@ enum { MOBILE_MB = 2048, DESKTOP_MB = 8192, OTHER_MB = 4096 };
 static void choose_memory(Plan *p, const DeviceInfo *d, const PlanRequest *q) {
     char buf[32], why[128];
     int64_t mb = d->memory_mb;
-    bool native = is(d->engine, "native"), large = is(d->os, "macos") || is(d->os, "windows");
+    bool native = is_native(d), large = is(d->os, "macos") || is(d->os, "windows");
     if (mb >= 0) {
         snprintf(why, sizeof why, native ? "what this process may use" : "deviceMemory");
     } else if (q->budget_mb >= 0) {
@@ -103,7 +107,7 @@ enum { IOS_MB = 1024, ANDROID_MB = 1228, WASM_MB = 3584, WASM_LIMIT_MB = 4095, S
 
 static void choose_budget(Plan *p, const DeviceInfo *d, const PlanRequest *q) {
     char buf[32];
-    bool native = is(d->engine, "native"), ios = is(d->engine, "webkit") && yes(d->mobile);
+    bool native = is_native(d), ios = is(d->engine, "webkit") && yes(d->mobile);
     int64_t mb = (int64_t)(p->memory / MIB), most = ios              ? IOS_MB
                                                     : yes(d->mobile) ? ANDROID_MB
                                                                      : WASM_MB;
@@ -164,18 +168,17 @@ static const char *against_webgpu(const DeviceInfo *d, const PlanModel *m, const
 
 static int choose_backend(Plan *p, const DeviceInfo *d, const PlanModel *m, const PlanRequest *q,
                           DibitError *err) {
-    if (is(d->engine, "native")) {
-        p->backend = BACKEND_CPU;
-        plan_add(p, "backend", "cpu", "native, instruction set %s", d->isa[0] ? d->isa : "unknown");
-        return 0;
-    }
     const char *against = against_webgpu(d, m, q);
+    const char *name = d->gpu_description[0] ? d->gpu_description : d->gpu_vendor;
     if (against && is(q->backend, "webgpu"))
         return fail(err, DIBIT_E_UNSUPPORTED, "WebGPU was asked for: %s", against);
     if (!against) {
         p->backend = BACKEND_WEBGPU;
-        plan_add(p, "backend", "webgpu", "there is an adapter%s%s", d->gpu_vendor[0] ? ": " : "",
-                 d->gpu_vendor);
+        plan_add(p, "backend", "webgpu", "there is an adapter%s%s", name[0] ? ": " : "", name);
+    } else if (is_native(d)) {
+        p->backend = BACKEND_CPU;
+        plan_add(p, "backend", "cpu", "native, instruction set %s; %s",
+                 d->isa[0] ? d->isa : "unknown", against);
     } else if (yes(d->wasm_simd)) {
         p->backend = BACKEND_WASM;
         plan_add(p, "backend", "wasm", "%s", against);
@@ -220,14 +223,15 @@ static void choose_web_features(Plan *p, const DeviceInfo *d, const PlanRequest 
     add_probed(p, q, FEATURE_GPU_F16, d->gpu_f16, gpu);
     add_probed(p, q, FEATURE_GPU_SUBGROUPS, d->gpu_subgroups, gpu);
     add_probed(p, q, FEATURE_GPU_PACKED_DOT, d->gpu_packed_dot, gpu);
+    if (is_native(d)) return;
     add_probed(p, q, FEATURE_WASM_SIMD, d->wasm_simd, true);
     add_probed(p, q, FEATURE_WASM_RELAXED, relaxed, true);
     add_probed(p, q, FEATURE_WASM_THREADS, threads, true);
 }
 
 static void choose_features(Plan *p, const DeviceInfo *d, const PlanRequest *q) {
-    bool browser = p->backend != BACKEND_CPU;
-    if (browser) choose_web_features(p, d, q);
+    bool browser = !is_native(d);
+    choose_web_features(p, d, q);
     add_feature(p, FEATURE_PROGRESSIVE_LOADING, browser,
                 browser
                     ? "tensors go where they stay as they arrive: the file is never twice in memory"
@@ -265,7 +269,7 @@ static void choose_sleep(Plan *p, const DeviceInfo *d) {
 }
 
 static void choose_threads(Plan *p, const DeviceInfo *d, const PlanRequest *q) {
-    bool native = p->backend == BACKEND_CPU;
+    bool native = is_native(d);
     int64_t n = MAX(d->cores, 1);
     const char *why = "one for each core";
     char buf[32], text[128];
@@ -299,9 +303,9 @@ static void choose_threads(Plan *p, const DeviceInfo *d, const PlanRequest *q) {
 
 /* ---- which module ---- */
 
-static void choose_module(Plan *p) {
+static void choose_module(Plan *p, const DeviceInfo *d) {
     bool relaxed = p->feature[FEATURE_WASM_RELAXED], threads = p->feature[FEATURE_WASM_THREADS];
-    if (p->backend == BACKEND_CPU || p->backend == BACKEND_NONE) return;
+    if (is_native(d) || p->backend == BACKEND_NONE) return;
     if (threads)
         plan_add(p, "module", relaxed ? "dibit-relaxed.wasm" : "dibit-threads.wasm",
                  "with threads, %s relaxed SIMD", relaxed ? "and" : "without");
@@ -320,7 +324,7 @@ int plan_make(Plan *p, const DeviceInfo *d, const PlanModel *m, const PlanReques
     int r = choose_backend(p, d, m, q, err);
     if (r != 0) return r;
     choose_features(p, d, q);
-    choose_module(p);
+    choose_module(p, d);
     choose_threads(p, d, q);
     plan_choose_types(p, d, m, q);
     return plan_fit(p, d, m, q, err);

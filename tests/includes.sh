@@ -38,6 +38,7 @@ src/plan* src/device* src/feature* src/fields*  0-5 7-7
 src/*                                             0-3
 app/convert* app/safetensors*                     names dibit.h base.h gguf.h codec.h
 app/gpu.c                                         names dibit.h base.h gpu.h step.h
+app/detect.c                                      names dibit.h base.h plan.h feature.h gpu.h
 app/tokenize.c                                    names dibit.h base.h gguf.h tokenizer.h
 app/*                                             names dibit.h base.h quantize.h evaluate.h shape.h calibrate.h calibrate_kv.h context.h plan.h feature.h
 '

@@ -268,6 +268,8 @@ void backend_and_module(void **state) {
     runs(CHROME NO_GPU RELAXED, "disabled=wasm_relaxed", "wasm", "dibit-simd.wasm", 1);
     runs(CHROME "webgpu=false\n", "", "none", NULL, 1);
     runs(NATIVE "isa=avx2\n", "", "cpu", NULL, 4);
+    runs(NATIVE "isa=avx2\nwebgpu=true\ngpu_fallback=true\n", "", "cpu", NULL, 4);
+    runs(NATIVE "isa=avx2\nwebgpu=true\ngpu_fallback=false\n", "", "webgpu", NULL, 4);
     DeviceInfo d = device(CHROME NO_GPU);
     PlanRequest q;
     Plan p;
