@@ -13,6 +13,8 @@ enum { TILE = 4 }; /* tokens that share the unpacked weights */
 enum Type { Q4, Q8, S2, S3, KQ };
 static const size_t group_bytes[] = { Q4X_BYTES, Q8X_BYTES, 144, 208, sizeof(KqGroup) };
 
+#define UNROLL _Pragma("unroll")
+
 /* The activations of one group: those of token t at q + t * ld. Of q8 their sizes, and at minus +
  * t * ld -1 for those below 0. */
 typedef struct Group {
@@ -60,26 +62,72 @@ INLINE v128_t codes(enum Type type, const uint8_t *p, int j, int v) {
     return x;
 }
 
-/* s[i * n + t]: sums of quads v0..v1-1 for rows 4 (j + i)..+3, i < nj, and n tokens. */
-INLINE void dots(enum Type type, int x86, v128_t *s, const int n, const uint8_t *p, const int j,
-                 const int nj, int v0, int v1, const Group *g) {
-    for (int i = 0; i < nj * n; i++) s[i] = wasm_i32x4_const_splat(0);
-    for (int v = v0; v < v1; v++) {
-        v128_t x[TILE], minus[TILE];
+/* s[t]: sums of quads v0..v1-1 for rows 4j..+3 and n tokens. */
+INLINE void dots(enum Type type, int x86, v128_t *s, const int n, const uint8_t *p, int j, int v0,
+                 int v1, const Group *g) {
+    for (int t = 0; t < n; t++) s[t] = wasm_i32x4_const_splat(0);
+    UNROLL for (int v = v0; v < v1; v++) {
+        v128_t w = codes(type, p, j, v);
         for (int t = 0; t < n; t++) {
-            x[t] = wasm_v128_load32_splat(g->q + (size_t)t * g->ld + 4 * v);
-            if (type == Q8) minus[t] = wasm_v128_load32_splat(g->minus + (size_t)t * g->ld + 4 * v);
-        }
-        for (int i = 0; i < nj; i++) {
-            v128_t w = codes(type, p, j + i, v);
-            for (int t = 0; t < n; t++) {
-                v128_t *to = &s[i * n + t];
-                *to = type == Q8 ? step(type, x86, *to, wasm_v128_xor(w, minus[t]), x[t])
-                                 : step(type, x86, *to, x[t], w);
-            }
+            size_t at = (size_t)t * g->ld + 4 * (size_t)v;
+            v128_t x = wasm_v128_load32_splat(g->q + at), y = w;
+            if (type == Q8) y = wasm_v128_xor(w, wasm_v128_load32_splat(g->minus + at));
+            s[t] = type == Q8 ? step(type, x86, s[t], y, x) : step(type, x86, s[t], x, w);
         }
     }
-    for (int i = 0; i < nj * n; i++) s[i] = total(type, x86, s[i]);
+    for (int t = 0; t < n; t++) s[t] = total(type, x86, s[t]);
+}
+
+INLINE v128_t plus(enum Type type, int x86, v128_t a, v128_t b) {
+    __asm__("" : "+r"(b)); /* compilers like chains better than trees, which are faster here */
+    return x86 && fits16(type) ? wasm_i16x8_add(a, b) : wasm_i32x4_add(a, b);
+}
+
+/* s / 4^k of a multiple of that. */
+INLINE v128_t quarter(int x86, v128_t s, uint32_t k) {
+    return x86 ? wasm_i16x8_shr(s, 2 * k) : wasm_i32x4_shr(s, 2 * k);
+}
+
+/* The whole group for rows 4j..+3 and one token, x[v] being the activations of quad v: the sums of
+ * quads v and v + 4 apart, so that no operation waits for seven others. Of s2 codes of v % 4 = 1
+ * and 2 stay where they are, times 4 and 16: at most 2 * 2 * 127 * 48. */
+INLINE v128_t dot_one(enum Type type, int x86, const uint8_t *p, int j, const v128_t x[8],
+                      const v128_t minus[8]) {
+    v128_t s[4];
+    UNROLL for (int v = 0; v < 8; v++) {
+        v128_t w, zero = wasm_i32x4_const_splat(0);
+        int k = v % 4;
+        if (type == S2 && k % 3)
+            w = wasm_v128_and(wasm_v128_load(p + 16 + 64 * (v / 4) + 16 * j),
+                              wasm_i8x16_splat((int8_t)(3 << 2 * k)));
+        else
+            w = codes(type, p, j, v);
+        v128_t so_far = v < 4 ? zero : s[k];
+        s[k] = type == Q8 ? step(type, x86, so_far, wasm_v128_xor(w, minus[v]), x[v])
+                          : step(type, x86, so_far, x[v], w);
+    }
+    if (type == S2) {
+        s[1] = quarter(x86, s[1], 1);
+        s[2] = quarter(x86, s[2], 2);
+    }
+    s[0] = plus(type, x86, s[0], s[1]);
+    s[2] = plus(type, x86, s[2], s[3]);
+    return total(type, x86, plus(type, x86, s[0], s[2]));
+}
+
+/* Sums of a whole group: for one token of all 16 rows, else of rows 4j..+3. */
+INLINE void group_dots(enum Type type, int x86, v128_t *s, const int n, const uint8_t *p,
+                       const int j, const Group *g) {
+    if (n > 1) {
+        dots(type, x86, s, n, p, j, 0, 8, g);
+        return;
+    }
+    v128_t x[8], minus[8];
+    for (int v = 0; v < 8; v++) {
+        x[v] = wasm_v128_load32_splat(g->q + 4 * v);
+        if (type == Q8) minus[v] = wasm_v128_load32_splat(g->minus + 4 * v);
+    }
+    UNROLL for (int i = 0; i < 4; i++) s[i] = dot_one(type, x86, p, j + i, x, minus);
 }
 
 /* ---- the parts of a group that are not sums ---- */
@@ -122,8 +170,8 @@ INLINE void group_q(enum Type type, int x86, v128_t *acc, const int n, const uin
         g = (Group){ signs.size, signs.minus, 32 };
     }
     for (int j = 0; j < 4; j += nj) {
-        v128_t s[4 * TILE];
-        dots(type, x86, s, n, p, j, nj, 0, 8, &g);
+        v128_t s[TILE]; /* of tokens, or of one token's four row vectors */
+        group_dots(type, x86, s, n, p, j, &g);
         for (int i = 0; i < nj; i++) {
             v128_t f = finite_halves(p + 8 * (j + i));
             for (int t = 0; t < n; t++) {
@@ -158,8 +206,8 @@ INLINE void group_s(enum Type type, int x86, v128_t *acc, const int n, const uin
         by[2 * h + 1] = wasm_i16x8_shuffle(z16, c16, 4, 12, 5, 13, 6, 14, 7, 15);
     }
     for (int j = 0; j < 4; j += nj) {
-        v128_t s[4 * TILE];
-        dots(type, x86, s, n, p, j, nj, 0, 8, &g);
+        v128_t s[TILE]; /* of tokens, or of one token's four row vectors */
+        group_dots(type, x86, s, n, p, j, &g);
         for (int i = 0; i < nj; i++)
             for (int t = 0; t < n; t++) {
                 const int32_t *a = sum + (size_t)t * (ld / 16);
@@ -181,8 +229,8 @@ INLINE void group_kq(int x86, v128_t *acc, const int n, const uint8_t *p, const 
         v128_t s0[TILE], s1[TILE], sc = wasm_v128_load(k->sc[4 * j]),
                                    mn = wasm_v128_load(k->mn[4 * j]);
         v128_t sc0 = wasm_i32x4_shr(wasm_i32x4_shl(sc, 16), 16), sc1 = wasm_i32x4_shr(sc, 16);
-        dots(KQ, x86, s0, n, p, j, 1, 0, 4, &g);
-        dots(KQ, x86, s1, n, p, j, 1, 4, 8, &g);
+        dots(KQ, x86, s0, n, p, j, 0, 4, &g);
+        dots(KQ, x86, s1, n, p, j, 4, 8, &g);
         for (int t = 0; t < n; t++) {
             const int32_t *a = sum + (size_t)t * (ld / 16);
             v128_t by = wasm_f32x4_splat(scale[(size_t)t * (ld / 32)]);
