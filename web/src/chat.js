@@ -1,4 +1,5 @@
 // chat.js - runs in the page: the shapes of OpenAI's chat completions, made from the engine's tokens.
+import { fail } from './errors.js';
 
 const head = (object, model) => ({
     id: `chatcmpl-${crypto.randomUUID?.() ?? Math.random().toString(36).slice(2)}`,
@@ -11,11 +12,28 @@ const usageOf = (started, n) => ({
     prompt_tokens_details: { cached_tokens: started.cached_tokens },
 });
 
+const textOf = content => (Array.isArray(content)
+    ? content.map(part => (part.type === 'text' ? part.text : fail('unsupported', `content of type ${part.type}`))).join('')
+    : String(content ?? ''));
+
+// Asked for and not done would be worse than an error.
+function refuse(body) {
+    const no = name => fail('unsupported', `${name} is not supported`);
+    if (body.tools?.length) no('tools');
+    if (body.n > 1) no('n above 1');
+    if (body.logprobs) no('logprobs');
+    if (body.response_format && body.response_format.type !== 'text') no(`response_format ${body.response_format.type}`);
+    if (body.frequency_penalty || body.presence_penalty) no('frequency_penalty or presence_penalty');
+}
+
 /** The options of generate() in a request's body. */
-export const optionsOf = body => ({
-    ...body, messages: undefined, stream: undefined, stream_options: undefined,
-    max_new_tokens: body.max_completion_tokens ?? body.max_tokens ?? body.max_new_tokens,
-});
+export function optionsOf(body) {
+    refuse(body);
+    const { temperature, top_p, top_k, min_p, repeat_penalty, seed, stop, signal } = body;
+    return { temperature, top_p, top_k, min_p, repeat_penalty, seed: seed ?? undefined, stop: stop ?? undefined, signal,
+        max_new_tokens: body.max_completion_tokens ?? body.max_tokens ?? body.max_new_tokens ?? undefined,
+        messages: body.messages.map(m => ({ role: m.role, content: textOf(m.content) })) };
+}
 
 /** @param {AsyncIterable} tokens of the engine @param {() => object} started the prompt's counts */
 export async function* chunks(tokens, body, model, started) {

@@ -7,6 +7,7 @@ import { chooseModule, countThreads, instantiate } from './wasm.js';
 export class Engine {
     sessions = new Map(); // number -> Session
     #next = 1;
+    repack = true;
 
     /**
      * @param {object} o what createEngine() was given, its urls made absolute
@@ -39,16 +40,29 @@ export class Engine {
         return this.wasm;
     }
 
-    /** What the model takes, checked against the budget before its bytes come. */
+    /**
+     * What the model takes, checked against the budget before its bytes come. Opening makes copies of q4
+     * and q8 rows that are a quarter faster to use, where there is room for them.
+     */
     #plan(o, head, size, rest) {
-        if (head.length >= 4 && String.fromCharCode(...head.subarray(0, 4)) !== 'GGUF')
-            fail('format', 'this is not a GGUF file');
-        if (size === undefined) fail('download', 'the server does not say how long the file is');
-        const need = size + rest;
-        if (need > this.budget)
-            fail('out_of_memory', `the model needs ${need} bytes, the budget is ${this.budget}`,
-                { needed: need, available: this.budget });
-        return {};
+        if (rest) return this.#fits({ total: size + rest }); // shards
+        const request = { n_ctx: o.n_ctx, n_threads: this.path.threads,
+            cache_type_k: o.cache_type_k, cache_type_v: o.cache_type_v };
+        const text = Object.entries(request).filter(([, v]) => v !== undefined).map(line => line.join('=')).join('\n');
+        const said = Object.fromEntries(this.wasm.lines('dibit_peek', head, size ?? 0, text));
+        if (said.need) return Number(said.need);
+        const total = Number(said.total), copies = Number(said.repacked);
+        this.repack = total + this.wasm.memory.buffer.byteLength <= this.budget;
+        return this.#fits({ file: Number(said.file), total: this.repack ? total : total - copies });
+    }
+
+    #fits(need) {
+        const { total } = need, own = this.wasm.memory.buffer.byteLength;
+        if (total + own > this.budget)
+            fail('out_of_memory', `the model, its context and the engine need ${total + own} bytes, the budget is ` +
+                `${this.budget}; a smaller context (n_ctx) or smaller cache types need less`,
+            { needed: total + own, available: this.budget });
+        return need;
     }
 
     async #openModel() {
@@ -58,7 +72,7 @@ export class Engine {
             const { images } = this.image, size = w.at.DibitImage;
             const list = put(new Uint8Array(size * images.length)), options = put(new Uint8Array(w.at.DibitOptions));
             images.forEach((image, i) => w.set('DibitImage', list + i * size, { data: image.ptr, size: image.size }));
-            w.set('DibitOptions', options, { n_threads: this.path.threads });
+            w.set('DibitOptions', options, { n_threads: this.path.threads, no_repack: this.repack ? 0 : 1 });
             w.ok(w.x.dibit_open_images(w.out, list, images.length, options, w.err));
         });
         this.ptr = w.u32(w.out);

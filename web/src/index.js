@@ -128,10 +128,16 @@ class Engine {
         if (signal?.aborted) throw aborted(signal);
         this.#running.add(control);
         signal?.addEventListener('abort', stop);
-        let wake, ended = false, error;
+        let wake, ended = false, error, prompt = 0;
         const event = e => {
-            if (e.token) tokens.push(e.token);
-            if (e.started) started(e.started);
+            if (e.started) {
+                started(e.started);
+                prompt = this.#usage = e.started.prompt_tokens;
+            }
+            if (e.token) {
+                tokens.push(e.token);
+                this.#usage = prompt + e.token.tokens_generated;
+            }
             if ('contextUsage' in e) this.#usage = e.contextUsage;
             wake?.();
         };
@@ -139,8 +145,9 @@ class Engine {
             .catch(e => { error = e; }).then(() => { ended = true; wake?.(); });
         try {
             for (;;) {
-                if (error) throw error;
+                if (error?.type === 'aborted') throw error;
                 if (tokens.length) yield tokens.shift();
+                else if (error) throw error;
                 else if (ended) return;
                 else await new Promise(resolve => { wake = resolve; });
             }
@@ -155,7 +162,7 @@ class Engine {
         if (!Array.isArray(body?.messages) || !body.messages.length)
             fail('argument', 'messages must be a list of { role, content }');
         let counts;
-        const options = { ...optionsOf(body), messages: body.messages };
+        const options = optionsOf(body);
         const tokens = this.#stream(options, usage => { counts = usage; });
         const model = body.model ?? (this.info.name || this.info.architecture);
         return body.stream ? chunks(tokens, body, model, () => counts) : whole(tokens, model, () => counts);

@@ -2,7 +2,7 @@
 // chunk into the place where it stays. Besides that place only the chunk that has just come takes memory;
 // from there it is hashed and written to the store.
 import { aborted, fail } from './errors.js';
-import { Changed, read, Remote } from './remote.js';
+import { Changed, Remote } from './remote.js';
 import { CHUNK, Kept, lock, openStore } from './store.js';
 
 const AT_ONCE = 3; // shards in flight
@@ -20,6 +20,14 @@ function joined(chunks) {
     return out;
 }
 
+/** A Blob's bytes, so many at a time that no large copy is made. */
+async function* slices(blob, signal) {
+    for (let at = 0; at < blob.size; at += CHUNK) {
+        if (signal.aborted) throw aborted(signal);
+        yield new Uint8Array(await blob.slice(at, at + CHUNK).arrayBuffer());
+    }
+}
+
 /** A file of the model: where it comes from, what of it is known, and its place. */
 class Part {
     size = undefined; // bytes, where it is known
@@ -32,7 +40,7 @@ class Part {
         this.name = typeof source === 'string' ? source : source.name ?? 'the stream';
         if (typeof source !== 'string') {
             this.size = source.size;
-            const chunks = source instanceof Blob ? read(source.stream(), load.signal) : source;
+            const chunks = source instanceof Blob ? slices(source, load.signal) : source;
             this.stream = chunks[Symbol.asyncIterator]();
         }
     }

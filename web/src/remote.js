@@ -14,7 +14,7 @@ const pause = (ms, signal) => new Promise(resolve => {
 });
 
 /** The chunks of a stream, which is given back when the reader leaves or `signal` aborts. */
-export async function* read(stream, signal) {
+async function* read(stream, signal) {
     const reader = stream.getReader();
     const stop = () => { reader.cancel().catch(() => {}); };
     signal.addEventListener('abort', stop);

@@ -5,7 +5,7 @@ import { StopFilter } from './text.js';
 
 const ADD_BOS = 1, PARSE_SPECIAL = 2; // of dibit.h
 const PIECE_MS = 30; // of prefill between two looks at what has come in
-const MAX_PIECE = 256;
+const MAX_PIECE = 64; // tokens of a piece: more would be no faster here, and take more scratch
 
 const encoder = new TextEncoder();
 
@@ -34,7 +34,7 @@ export class Session {
         const w = wasm;
         return w.scoped(put => {
             const o = put(new Uint8Array(w.at.DibitSessionOptions));
-            w.set('DibitSessionOptions', o, { n_ctx: options.n_ctx ?? 0 });
+            w.set('DibitSessionOptions', o, { n_ctx: options.n_ctx ?? 0, n_batch: MAX_PIECE });
             for (const side of ['k', 'v'])
                 if (options[`cache_type_${side}`])
                     w.set('DibitSessionOptions', o, { [`cache_${side}`]: put(options[`cache_type_${side}`]) });
@@ -149,6 +149,9 @@ export class Session {
      */
     async generate(o, signal, started, emit) {
         const w = this.wasm, chat = o.messages !== undefined;
+        if (!(o.max_new_tokens === undefined || (Number.isInteger(o.max_new_tokens) && o.max_new_tokens >= 0)))
+            fail('argument', `max_new_tokens: ${o.max_new_tokens} is not a whole number from 0`);
+        if ([o.stop ?? []].flat().some(s => typeof s !== 'string')) fail('argument', 'stop: a text, or a list of them');
         const text = chat ? this.chatText(o.messages) : o.prompt;
         const ids = this.tokens(text, chat ? ADD_BOS | PARSE_SPECIAL : ADD_BOS, (p, n) => w.slice(p, 4 * n));
         const n = ids.length / 4, n_ctx = this.memory().n_ctx;
@@ -170,8 +173,7 @@ export class Session {
     }
 
     async #decode(o, signal, n_prompt, emit) {
-        const w = this.wasm, max = o.max_new_tokens ?? Infinity;
-        const filter = new StopFilter(o.stop === undefined ? [] : [o.stop].flat());
+        const w = this.wasm, max = o.max_new_tokens ?? Infinity, filter = new StopFilter([o.stop ?? []].flat());
         let count = 0, reason = max <= 0 ? 'length' : null;
         while (!reason) {
             if (signal.aborted) throw aborted(signal);

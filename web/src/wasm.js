@@ -101,6 +101,28 @@ export class Wasm {
         }
     }
 
+    /**
+     * Calls a function whose arguments are texts or bytes (each with its length) and numbers, and that
+     * writes lines of fields with tabs between them.
+     * @returns {string[][]}
+     */
+    lines(name, ...args) {
+        return this.scoped(put => {
+            const flat = args.flatMap(a => (typeof a === 'number' ? [a] : this.#sized(put, a)));
+            let cap = 1 << 13;
+            for (;;) {
+                const out = put(new Uint8Array(cap)), n = this.ok(this.x[name](...flat, out, cap, this.err));
+                if (n < cap) return this.text(out, n).split('\n').filter(Boolean).map(line => line.split('\t'));
+                cap = n + 1;
+            }
+        });
+    }
+
+    #sized(put, data) {
+        const bytes = typeof data === 'string' ? encoder.encode(data) : data;
+        return [put(bytes.length ? bytes : new Uint8Array(1)), bytes.length];
+    }
+
     /** The result of a call of dibit.h as a number; a negative one is thrown as the error it is. */
     ok(code) {
         const n = Number(code);

@@ -6,6 +6,7 @@ import { Engine } from './engine.js';
 
 const calls = new Map(); // id -> AbortController
 let engine = null, inlet = null;
+let broken = null; // a trap in the module leaves its memory in an unknown state: nothing more is done there
 
 /** A stream that the page pumps: each chunk's call is answered when the chunk is taken. */
 class Inlet {
@@ -87,10 +88,13 @@ self.onmessage = async ({ data: m }) => {
     const control = new AbortController();
     calls.set(m.id, control);
     try {
+        if (broken) throw broken;
         const result = await operations[m.op](m, control.signal, event => self.postMessage({ id: m.id, event }));
         self.postMessage({ id: m.id, result });
     } catch (e) {
-        self.postMessage({ id: m.id, error: pack(asDibitError(e)) });
+        const error = asDibitError(e);
+        if (e instanceof WebAssembly.RuntimeError) broken = error;
+        self.postMessage({ id: m.id, error: pack(error) });
     }
     calls.delete(m.id);
 };
