@@ -8,7 +8,7 @@ const CACHES = [['', 'auto'], ['f16', 'f16'], ['q8', 'q8'], ['q4', 'q4'], ['k3',
 const HINTS = {
     write: 'The model goes on with whatever you begin. It was trained on English encyclopedias and books.',
     chat: 'The model has seen a few dialogues. It answers in the form of a chat, seldom with the right facts.',
-    compare: 'The same beginning and the same seed, with two settings, one after the other: weights and cache precision.',
+    compare: 'The same beginning and the same seed, with other weights or another precision of the cache, one after the other.',
 };
 const NAMES = { write: ['Beginning of the text', 'Continue'], chat: ['Your message', 'Send'], compare: ['Beginning of the text', 'Run both'] };
 
@@ -34,7 +34,7 @@ function setup() {
     const most = crossOriginIsolated ? Math.min(navigator.hardwareConcurrency || 1, 8) : 1;
     const counts = Array.from({ length: most }, (_, i) => [String(i + 1), String(i + 1)]);
     fill($('threads'), [['', 'auto'], ...counts]);
-    const columns = [['A', 'f16'], ['B', 'k2']].map(([name, cache]) => column(name, cache));
+    const columns = [['A', 'f16'], ['B', 'k3']].map(([name, cache]) => column(name, cache));
     $('columns').replaceChildren(...columns.map(c => c.root));
     return columns;
 }
@@ -285,6 +285,7 @@ async function compare(prompt, signal) {
             c.figures.textContent = `${result.speed.toFixed(0)} tokens/s, first after ${Math.round(result.first)} ms; `
                 + `weights ${megabytes(memory.weights)}, KV cache ${megabytes(memory.kv)} for ${side.contextWindow} positions`;
             showMemory(memory);
+            showContext(side);
         } finally {
             side.destroy();
         }
