@@ -75,7 +75,7 @@ static void check_matmul(Context *c, int type, size_t rows, size_t cols, int add
     for (size_t r = 0; add && r < rows; r++) want[r] += y[r];
     GpuId gx = test_upload(&c->o, x, (cols + 8) * 4), gy = test_upload(&c->o, y, rows * 4);
     gpu_matrix(&c->o, &m, ws, 1);
-    GpuSource s = { GPU_PLAIN, { gx, 0, 0 }, { 0 }, 0 };
+    GpuSource s = { .kind = GPU_PLAIN, .a = { gx, 0, 0 } };
     gpu_op_input(&c->o, &l, &c->in, &s, &m);
     gpu_op_matmul(&c->o, &l, gy, 0, &m, &c->in, add != 0);
     test_run(&c->o, &l, 0);
@@ -130,7 +130,7 @@ static void test_joined(void **state) {
         assert_true(gpu_can_join(ws, 3));
         GpuId gx = test_upload(&c->o, x, sizeof x), gy = test_upload(&c->o, y, sizeof y);
         gpu_matrix(&c->o, &m, ws, 3);
-        GpuSource s = { GPU_PLAIN, { gx, 0, 0 }, { 0 }, 0 };
+        GpuSource s = { .kind = GPU_PLAIN, .a = { gx, 0, 0 } };
         gpu_op_input(&c->o, &l, &c->in, &s, &m);
         gpu_op_matmul(&c->o, &l, gy, 0, &m, &c->in, false);
         test_run(&c->o, &l, 0);
@@ -184,7 +184,7 @@ static void check_input(Context *c, int kind, size_t n, bool rotated) {
         c->kern.quantize(want, scale, sum, x, (int)n);
     }
     GpuId ga = test_upload(&c->o, a, n * 4), gb = test_upload(&c->o, b, n * 4);
-    GpuSource s = { (int)kind, { ga, 0, n * 4 }, { gb, 0, n * 4 }, 1e-5f };
+    GpuSource s = { .kind = kind, .a = { ga, 0, n * 4 }, .b = { gb, 0, n * 4 }, .eps = 1e-5f };
     gpu_op_input(&c->o, &l, &c->in, &s, &m);
     test_run(&c->o, &l, 0);
     test_read(&c->o, c->in.q, q, padded);
@@ -240,7 +240,7 @@ static void test_nonfinite(void **state) {
         GpuId gx = test_upload(&c->o, x, sizeof x), gy = test_upload(&c->o, y, sizeof y);
         GpuId best = gpu_ops_buffer(&c->o, 4), pairs = gpu_ops_buffer(&c->o, 64);
         gpu_matrix(&c->o, &m, ws, 1);
-        GpuSource s = { GPU_PLAIN, { gx, 0, 0 }, { 0 }, 0 };
+        GpuSource s = { .kind = GPU_PLAIN, .a = { gx, 0, 0 } };
         gpu_op_input(&c->o, &l, &c->in, &s, &m);
         gpu_op_matmul(&c->o, &l, gy, 0, &m, &c->in, false);
         gpu_op_argmax(&c->o, &l, best, gy, pairs, ROWS);

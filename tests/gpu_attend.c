@@ -82,7 +82,7 @@ static void open_side(Side *s) {
     gpu_kv_side(s->o, &s->v, &s->h, shape.type_v, false);
     must(s->o);
     gpu_op_heads(s->o, &s->list, &s->h, s->x, s->bias, s->norms, &s->k, &s->v);
-    gpu_op_attend(s->o, &s->list, &s->h, s->out, &s->k, &s->v);
+    gpu_op_attend(s->o, &s->list, &s->h, s->out, &s->k, &s->v, false);
     gpu_op_encode(s->o, &s->list, &s->h, s->weights, &s->k, true);
     gpu_op_encode(s->o, &s->list, &s->h, s->weights, &s->v, false);
 }

@@ -33,9 +33,9 @@ function combine(spec) {
 const mul = { ROWS: 100, UNITS: 4, ROWS_WG: [2, 16], SLICES: 8, ADD: [0, 1], AT: 64 };
 const types = [0, 1, 3, 4];
 const variants = {
-  norm: { N: 500, SRC: [0, 1, 2], EPS: 1e-5 },
-  quant: { N: 500, SRC: [0, 1, 2], EPS: 1e-5, PAD: 512 },
-  rotate: { N: 4096, SRC: [0, 1, 2], EPS: 1e-5, SET: 4096, TILE: 4096, STRIDE: [1, 8], SIGN: [0, 1],
+  norm: { N: 500, SRC: [0, 1, 2, 3], EPS: 1e-5, HEAD: 64, EACH: 198 },
+  quant: { N: 500, SRC: [0, 1, 2, 3], EPS: 1e-5, HEAD: 64, EACH: 198, PAD: 512 },
+  rotate: { N: 4096, SRC: [0, 1, 2, 3], EPS: 1e-5, HEAD: 64, EACH: 198, SET: 4096, TILE: 4096, STRIDE: [1, 8], SIGN: [0, 1],
             SEED: 4294967295, FACTOR: 0.5, QUANT: [0, 1] },
   quant_t: { N: 8192 },
   mul_q4: mul,

@@ -105,7 +105,7 @@ static int heads_of_workgroup(const GpuOps *o, const GpuHeads *h) {
 }
 
 void gpu_op_attend(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId out, const GpuKvSide *k,
-                   const GpuKvSide *v) {
+                   const GpuKvSide *v, bool unmerged) {
     if (o->r != 0) return;
     int per = heads_of_workgroup(o, h);
     const GpuConst consts[] = {
@@ -138,8 +138,17 @@ void gpu_op_attend(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId out, const Gp
                                { "ROTATED", is_record(v->type) },
                                { "FIRST", h->window } };
     const GpuRange merged[] = { all(h->step), all(h->partial), all(out) };
+    l->when = unmerged ? GPU_MORE_SPANS : GPU_ALWAYS;
     gpu_list_add(o, l, "merge", merge, ARRAY_LEN(merge), merged, ARRAY_LEN(merged),
                  (uint32_t)h->n_heads, 1);
+    l->when = GPU_ALWAYS;
+}
+
+GpuSource gpu_one_span(const GpuHeads *h) {
+    size_t d = (size_t)h->head_dim;
+    return (GpuSource){
+        .kind = GPU_ONE, .a = all(h->partial), .head = d, .each = n_spans(h) * (d + 2)
+    };
 }
 
 void gpu_op_encode(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId weights, const GpuKvSide *s,

@@ -140,8 +140,10 @@ void gpu_list_free(GpuOps *o, GpuList *l) {
 
 void gpu_list_run(const GpuOps *o, const GpuList *l, int pos) {
     uint32_t spans = (uint32_t)pos / 256 + 1;
+    int other = spans == 1 ? GPU_MORE_SPANS : GPU_ONE_SPAN;
     for (const GpuRun *r = l->runs; r < l->runs + l->n; r++)
-        gpu_run(o->gpu, r->kernel, r->bind, r->x, r->by_span ? spans : r->y, 1);
+        if (r->when != other)
+            gpu_run(o->gpu, r->kernel, r->bind, r->x, r->by_span ? spans : r->y, 1);
 }
 
 static bool grow(GpuOps *o, GpuList *l) {
@@ -170,7 +172,7 @@ void gpu_list_add(GpuOps *o, GpuList *l, const char *name, const GpuConst *const
         failed(o);
         return;
     }
-    l->runs[l->n++] = (GpuRun){ k, bind, x, MAX(y, 1u), y == 0 };
+    l->runs[l->n++] = (GpuRun){ k, bind, x, MAX(y, 1u), y == 0, l->when };
 }
 
 /* ---- inputs of matrices ---- */
@@ -196,6 +198,14 @@ void gpu_input_free(GpuOps *o, GpuInput *in) {
     *in = (GpuInput){ 0 };
 }
 
+static GpuRange second_of(const GpuSource *s) {
+    return s->b.buffer ? s->b : s->a;
+}
+
+static double one_or(size_t n) {
+    return n ? (double)n : 1;
+}
+
 enum { TILE_LEAST = 1024, TILE_MOST = 4096, BLOCK = 1024 };
 
 static uint32_t pieces(size_t n, size_t each) {
@@ -214,13 +224,14 @@ static void add_turn(GpuOps *o, GpuList *l, const GpuInput *in, const GpuSource 
                      const Turn *t) {
     size_t tile = MIN(MAX(t->size, (size_t)TILE_LEAST), (size_t)TILE_MOST);
     const GpuConst consts[] = {
-        { "N", (double)t->n },      { "SRC", s->kind },       { "EPS", (double)s->eps },
-        { "SET", (double)t->size }, { "TILE", (double)tile }, { "STRIDE", (double)t->stride },
-        { "SIGN", t->sign },        { "SEED", t->seed },      { "FACTOR", t->factor },
-        { "QUANT", t->quant },
+        { "N", (double)t->n },       { "SRC", s->kind },
+        { "EPS", (double)s->eps },   { "HEAD", one_or(s->head) },
+        { "EACH", one_or(s->each) }, { "SET", (double)t->size },
+        { "TILE", (double)tile },    { "STRIDE", (double)t->stride },
+        { "SIGN", t->sign },         { "SEED", t->seed },
+        { "FACTOR", t->factor },     { "QUANT", t->quant },
     };
-    const GpuRange ranges[] = { s->a, s->kind == GPU_PLAIN ? s->a : s->b, all(to), all(in->q),
-                                all(in->groups) };
+    const GpuRange ranges[] = { s->a, second_of(s), all(to), all(in->q), all(in->groups) };
     gpu_list_add(o, l, "rotate", consts, ARRAY_LEN(consts), ranges, ARRAY_LEN(ranges),
                  pieces(t->n, tile), 1);
 }
@@ -255,10 +266,10 @@ static void input_rotated(GpuOps *o, GpuList *l, GpuInput *in, const GpuSource *
 static void input_int8(GpuOps *o, GpuList *l, GpuInput *in, const GpuSource *s, size_t n) {
     size_t padded = (n + 127) / 128 * 128;
     const GpuConst consts[] = {
-        { "N", (double)n }, { "SRC", s->kind }, { "EPS", (double)s->eps }, { "PAD", (double)padded }
+        { "N", (double)n },          { "SRC", s->kind },          { "EPS", (double)s->eps },
+        { "HEAD", one_or(s->head) }, { "EACH", one_or(s->each) }, { "PAD", (double)padded },
     };
-    const GpuRange ranges[] = { s->a, s->kind == GPU_PLAIN ? s->a : s->b, all(in->q),
-                                all(in->groups) };
+    const GpuRange ranges[] = { s->a, second_of(s), all(in->q), all(in->groups) };
     gpu_list_add(o, l, "quant", consts, ARRAY_LEN(consts), ranges, ARRAY_LEN(ranges),
                  pieces(padded, BLOCK), 1);
 }
@@ -343,6 +354,10 @@ static void add_mul_t(GpuOps *o, GpuList *l, GpuId y, size_t at, const GpuMatrix
                                 all(in->q), all(in->groups), p->row_scales };
     gpu_list_add(o, l, "mul_t", consts, ARRAY_LEN(consts), ranges, ARRAY_LEN(ranges),
                  pieces(p->rows, 4 * along), 1);
+}
+
+bool gpu_int8_input(const GpuMatrix *m) {
+    return !is_float(m->type->id);
 }
 
 bool gpu_same_input(const GpuMatrix *a, const GpuMatrix *b) {

@@ -49,10 +49,13 @@ typedef struct GpuRun {
     GpuId kernel, bind;
     uint32_t x, y;
     bool by_span; /* y counts the spans of 256 positions up to this one */
+    int when;
 } GpuRun;
+enum { GPU_ALWAYS, GPU_ONE_SPAN, GPU_MORE_SPANS };
 typedef struct GpuList {
     GpuRun *runs;
     int n, cap;
+    int when; /* that runs added from now on are done */
 } GpuList;
 /* Adds a kernel by name; y 0: by_span. Binding i gets ranges[i]. */
 void gpu_list_add(GpuOps *o, GpuList *l, const char *name, const GpuConst *consts, int n_consts,
@@ -85,9 +88,10 @@ void gpu_matrix_free(GpuOps *o, GpuMatrix *m);
 /* ---- operations ---- */
 /* Where an input comes from: `a` as it is, RMSNorm of a with weights b, or SwiGLU of a and b. */
 typedef struct GpuSource {
-    enum { GPU_PLAIN, GPU_NORM, GPU_SWIGLU } kind;
-    GpuRange a, b; /* b: {0} for GPU_PLAIN */
+    enum { GPU_PLAIN, GPU_NORM, GPU_SWIGLU, GPU_ONE } kind;
+    GpuRange a, b; /* b: {0} for GPU_PLAIN and GPU_ONE */
     float eps;
+    size_t head, each; /* GPU_ONE: a holds heads of one span of attention, `each` floats apart */
 } GpuSource;
 /* An input of matrices, in the form they take: int8 with groups or quads, or f32. */
 typedef struct GpuInput {
@@ -98,6 +102,7 @@ typedef struct GpuInput {
 void gpu_input(GpuOps *o, GpuInput *in, size_t widest);
 void gpu_input_free(GpuOps *o, GpuInput *in);
 void gpu_op_input(GpuOps *o, GpuList *l, GpuInput *in, const GpuSource *s, const GpuMatrix *m);
+bool gpu_int8_input(const GpuMatrix *m);
 bool gpu_same_input(const GpuMatrix *a, const GpuMatrix *b); /* whether both take one form */
 /* y[at..] = W input, or += W input. gpu_op_input() for m, or for one of its form, went before. */
 void gpu_op_matmul(GpuOps *o, GpuList *l, GpuId y, size_t at, const GpuMatrix *m,
@@ -133,8 +138,10 @@ void gpu_kv_side(GpuOps *o, GpuKvSide *s, const GpuHeads *h, int type, bool key)
  * head_dim), both may be 0. */
 void gpu_op_heads(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId x, GpuId bias, GpuId norms,
                   const GpuKvSide *k, const GpuKvSide *v);
+/* unmerged: where there is a single span, out is left alone and gpu_one_span() is to be read. */
 void gpu_op_attend(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId out, const GpuKvSide *k,
-                   const GpuKvSide *v);
+                   const GpuKvSide *v, bool unmerged);
+GpuSource gpu_one_span(const GpuHeads *h);
 /* The record that is due, GPU_STEP_ENCODE. weights: (n_kv_heads, 4). Nothing for other types. */
 void gpu_op_encode(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId weights, const GpuKvSide *s,
                    bool key);

@@ -125,7 +125,7 @@ static int load(DibitBackend *api, const Model *m, DibitError *err) {
 
 static GpuSource normed(GpuId x, GpuId weights, const Hparams *h) {
     size_t n = (size_t)h->n_embd * sizeof(float);
-    return (GpuSource){ GPU_NORM, { x, 0, n }, { weights, 0, n }, h->eps };
+    return (GpuSource){ .kind = GPU_NORM, .a = { x, 0, n }, .b = { weights, 0, n }, .eps = h->eps };
 }
 
 /* Products of several matrices with one input, each brought to the form it takes; their results
@@ -139,6 +139,23 @@ static void project(Session *s, GpuList *l, const GpuSource *from, const GpuMatr
     }
 }
 
+/* Attention and the output matrix. A single span needs no merging: the input is read from where the
+ * span left it, if it is not to be turned back. */
+static void list_attend(Session *s, GpuList *l, const GpuLayer *g, const GpuKvSide *kv) {
+    GpuOps *o = &s->b->ops;
+    const Hparams *h = &s->b->m->hp;
+    size_t n = (size_t)h->n_heads * (size_t)h->head_dim * sizeof(float);
+    const GpuSource att = { .kind = GPU_PLAIN, .a = { s->att, 0, n } }, one = gpu_one_span(&s->h);
+    bool unmerged = !kv_type(kv[1].type)->rotate && gpu_int8_input(&g->o);
+    gpu_op_attend(o, l, &s->h, s->att, &kv[0], &kv[1], unmerged);
+    l->when = unmerged ? GPU_MORE_SPANS : GPU_ALWAYS;
+    gpu_op_input(o, l, &s->in, &att, &g->o);
+    l->when = GPU_ONE_SPAN;
+    if (unmerged) gpu_op_input(o, l, &s->in, &one, &g->o);
+    l->when = GPU_ALWAYS;
+    gpu_op_matmul(o, l, s->x, 0, &g->o, &s->in, true);
+}
+
 static void list_layer(Session *s, int layer) {
     const Hparams *h = &s->b->m->hp;
     GpuOps *o = &s->b->ops;
@@ -148,14 +165,12 @@ static void list_layer(Session *s, int layer) {
     size_t q = (size_t)h->n_heads * (size_t)h->head_dim;
     size_t k = (size_t)h->n_kv_heads * (size_t)h->head_dim, ff = (size_t)h->n_ff * sizeof(float);
     const GpuSource first = normed(s->x, g->attn_norm, h), second = normed(s->x, g->ffn_norm, h);
-    const GpuSource att = { GPU_PLAIN, { s->att, 0, q * sizeof(float) }, { 0 }, 0 };
-    const GpuSource gated = {
-        GPU_SWIGLU, { s->ff, 0, ff }, { s->ff, s->up_at * sizeof(float), ff }, 0
-    };
+    const GpuSource gated = { .kind = GPU_SWIGLU,
+                              .a = { s->ff, 0, ff },
+                              .b = { s->ff, s->up_at * sizeof(float), ff } };
     project(s, l, &first, g->qkv, g->n_qkv, s->qkv, (const size_t[]){ 0, q, q + k }, false);
     gpu_op_heads(o, l, &s->h, s->qkv, g->bias, g->norms, &kv[0], &kv[1]);
-    gpu_op_attend(o, l, &s->h, s->att, &kv[0], &kv[1]);
-    project(s, l, &att, &g->o, 1, s->x, (const size_t[]){ 0 }, true);
+    list_attend(s, l, g, kv);
     project(s, l, &second, g->gate_up, g->n_gate_up, s->ff, (const size_t[]){ 0, s->up_at }, false);
     project(s, l, &gated, &g->down, 1, s->x, (const size_t[]){ 0 }, true);
     gpu_op_encode(o, &s->tail, &s->h, g->weights[0], &kv[0], true);

@@ -133,7 +133,7 @@ _Static_assert(sizeof(void *) != 8 || (sizeof(WgCb) == 40 && sizeof(WgInstanceDe
                "sizes as in webgpu.h");
 
 enum { WG_OK = 1, WG_WAIT_ONLY = 1, WG_SPONTANEOUS = 3, WG_SOURCE_WGSL = 2 };
-enum { WG_LEVEL_CORE = 2, WG_POWER_HIGH = 2, WG_TYPE_CPU = 3 };
+enum { WG_LEVEL_CORE = 2, WG_POWER_HIGH = 2, WG_TYPE_CPU = 3, WG_BACKEND_NULL = 1 };
 enum { WG_F16 = 0xa, WG_SUBGROUPS = 0x11, WG_LANGUAGE_DOT4 = 2 };
 enum { WG_MAP_READ = 1, WG_COPY_SRC = 4, WG_COPY_DST = 8, WG_STORAGE = 0x80 };
 enum { WG_VALIDATION = 1, WG_OUT_OF_MEMORY = 2 }; /* error filters */
@@ -390,6 +390,12 @@ static int open_device(Gpu *g, const GpuOptions *opt, DibitError *err) {
     if (!(g->adapter = a.object))
         return fail(err, DIBIT_E_UNSUPPORTED, "no GPU adapter: %.180s",
                     a.text[0] ? a.text : "none is there");
+    WgInfo info = { 0 };
+    w->AdapterGetInfo(g->adapter, &info);
+    w->AdapterInfoFreeMembers(info);
+    if (info.backend ==
+        WG_BACKEND_NULL) /* what is left where no driver works; it computes nothing */
+        return fail(err, DIBIT_E_UNSUPPORTED, "no GPU adapter: no driver was found");
     WgLimits lim = { 0 };
     w->AdapterGetLimits(g->adapter, &lim);
     uint32_t features[2];
