@@ -1,104 +1,83 @@
-// speed.mjs - how fast the modules of `make wasm` run under node: medians of rounds in which all
-// configurations take turns, so that what else the machine does meets all of them.
-// usage: node speed.mjs FOLDER [-r ROUNDS] [-n TOKENS] [-m MODULE:THREADS,..] MODEL.gguf ..
+// speed.mjs - how fast the modules of `make wasm` run under node or in Chromium: medians of rounds in which
+// all configurations take turns, so that what else the machine does meets all of them.
+// usage: node speed.mjs FOLDER [-r ROUNDS] [-n TOKENS] [-m MODULE:THREADS,..] [-b TOOLS] MODEL.gguf ..
 //   e.g. node bench/web/speed.mjs build/web -m relaxed1:1,relaxed:2 s2.gguf q4.gguf
+//   -b: in Chromium; TOOLS is the folder whose node_modules has playwright-core (CHROMIUM: the program)
 // Columns: decode and prefill in tokens/s; billions of weights a second in the matrix products of the
-// layers while decoding (activations' quantization counted), and that as a share of the relaxed dot's
-// rate in the same round.
+// layers while decoding (activations' quantization counted), and those as a share of the relaxed dot's
+// rate in the same round: of dots into four sums, and of dots into one, each waiting for the one before.
 import { readFileSync } from 'node:fs';
-import { basename } from 'node:path';
-import { now, open, start } from '../../tests/wasm-host.mjs';
+import { createServer } from 'node:http';
+import { createRequire } from 'node:module';
+import { basename, join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { start } from '../../tests/wasm-host.mjs';
+import { measure } from './measure.mjs';
 
-let rounds = 7, tokens = 64, modules = 'relaxed1:1,relaxed:2', files = [];
-const [folder, ...args] = process.argv.slice(2);
+let rounds = 7, tokens = 64, modules = 'relaxed1:1,relaxed:2', tools;
+const [folder, ...args] = process.argv.slice(2), files = [];
 for (let a; (a = args.shift());) {
     if (a === '-r') rounds = +args.shift();
     else if (a === '-n') tokens = +args.shift();
     else if (a === '-m') modules = args.shift();
+    else if (a === '-b') tools = resolve(args.shift());
     else files.push(a);
 }
+const specs = files.flatMap(file => modules.split(',').map(spec => {
+    const [module, threads] = spec.split(':');
+    return { file, module, threads: +threads };
+}));
+
+function underNode() {
+    return measure({ specs, rounds, tokens, read: readFileSync, dotModule: readFileSync(`${folder}/bench-dot.wasm`),
+        start: (module, threads) => start(`${folder}/dibit-${module}.wasm`, threads) });
+}
+
+async function inChromium() {
+    const top = join(fileURLToPath(import.meta.url), '../../..');
+    const types = { html: 'text/html', mjs: 'text/javascript', wasm: 'application/wasm' };
+    const server = createServer((request, response) => {
+        const url = request.url, model = /^\/model(\d+)$/.exec(url), page = url === '/';
+        const path = model ? files[model[1]] : url.startsWith('/wasm/') ? join(folder, basename(url))
+            : join(top, /^\/(bench\/web|tests)\/[\w-]+\.mjs$/.test(url) ? url : 'none');
+        response.setHeader('content-type', types[page ? 'html' : basename(path).split('.').pop()] || 'application/octet-stream');
+        response.setHeader('cross-origin-opener-policy', 'same-origin');
+        response.setHeader('cross-origin-embedder-policy', 'require-corp');
+        try {
+            response.end(page ? '<!doctype html>' : readFileSync(path));
+        } catch {
+            response.writeHead(404).end();
+        }
+    });
+    await new Promise(ok => server.listen(0, '127.0.0.1', ok));
+    const { chromium } = await import(createRequire(`${tools}/`).resolve('playwright-core')).then(m => m.default ?? m);
+    const browser = await chromium.launch({ executablePath: process.env.CHROMIUM || '/usr/bin/chromium', args: ['--no-sandbox'] });
+    const page = await browser.newPage();
+    await page.goto(`http://127.0.0.1:${server.address().port}/`);
+    const job = { rounds, tokens, specs: specs.map(s => ({ ...s, file: `/model${files.indexOf(s.file)}` })) };
+    const result = await page.evaluate(data => new Promise(done => {
+        const w = new Worker('/bench/web/speed-worker.mjs', { type: 'module' });
+        w.onmessage = e => done(e.data);
+        w.onerror = e => done({ error: e.message });
+        w.postMessage(data);
+    }), job);
+    const version = browser.version();
+    await browser.close();
+    server.close();
+    if (result.error) throw new Error(result.error);
+    result.runs.forEach((run, i) => { run.file = specs[i].file; });
+    return { ...result, version };
+}
+
 const median = v => v.slice().sort((a, b) => a - b)[v.length >> 1];
 const both = (v, digits) => `${median(v).toFixed(digits)} (${Math.max(...v).toFixed(digits)})`;
-const prompt = 'The history of the city begins with a river, a bridge and a market. '.repeat(12);
-
-async function prepare(file, spec) {
-    const [name, n] = spec.split(':'), nThreads = +n;
-    const m = await start(`${folder}/dibit-${name}.wasm`, nThreads), data = readFileSync(file);
-    const image = m.put(data), e = open(m, image, data.length, { n_threads: nThreads });
-    const s = e.session({ n_ctx: 512 }), ids = e.tokenize(prompt).slice(0, 128);
-    const profile = m.make('DibitProfile'), logits = 0;
-    const matmulWeights = layersWeights(m, e);
-    const x = m.x, empty = new Int32Array(0);
-    return () => {
-        e.sync(s, empty);
-        let t = now();
-        e.sync(s, ids);
-        const prefill = ids.length / (now() - t) * 1e3;
-        t = now();
-        const got = e.generate(s, tokens).ids;
-        const decode = got.length / (now() - t) * 1e3;
-        // the layers alone: a pass without logits leaves out what only they need
-        const one = m.put(new Uint8Array(Int32Array.of(got[0]).buffer));
-        x.dibit_profile(s.p, 1, profile);
-        for (let i = 0; i < 32; i++) e.ok(x.dibit_forward(s.p, one, 1, logits, e.err));
-        x.dibit_profile(s.p, 0, profile);
-        x.free(one);
-        const ns = Number(m.view().getBigUint64(profile + m.at['DibitProfile.matmul_ns'], true));
-        return { decode, prefill, weights: 32 * matmulWeights / ns };
-    };
-}
-
-// Weights of all layers, of the last one without what only the logits need.
-function layersWeights(m, e) {
-    const info = m.make('DibitTensorInfo');
-    const n = m.x.dibit_tensor_info(e.engine, -1, info), of = {};
-    let sum = 0, last = 0;
-    const read = i => {
-        m.x.dibit_tensor_info(e.engine, i, info);
-        const shape = [0, 1].map(d =>
-            Number(m.view().getBigUint64(info + m.at['DibitTensorInfo.shape'] + 8 * d, true)));
-        return [m.text(m.get('DibitTensorInfo', info, 'name')), shape[0] * shape[1]];
-    };
-    for (let i = 0; i < n; i++) {
-        const [name, count] = read(i), l = /^blk\.(\d+)\.(attn_[qkvo]|ffn_\w+)/.exec(name);
-        if (!l || /norm/.test(name)) continue;
-        sum += count;
-        last = Math.max(last, +l[1]);
-        of[name] = count;
-    }
-    for (const [name, count] of Object.entries(of))
-        if (name.startsWith(`blk.${last}.`) && !/attn_[qkv]\./.test(name)) sum -= count;
-    m.x.free(info);
-    return sum;
-}
-
-async function dotRate() {
-    const { instance } = await WebAssembly.instantiate(readFileSync(`${folder}/bench-dot.wasm`));
-    return () => {
-        const t = now();
-        instance.exports.dot(30000);
-        return 30000 * 4096 / (now() - t) / 1e6;
-    };
-}
-
-const dot = await dotRate(), runs = [];
-for (const file of files)
-    for (const spec of modules.split(','))
-        runs.push({ name: `${basename(file, '.gguf')} ${spec}`, run: await prepare(file, spec), got: [] });
-const dots = [];
-for (let i = 0; i < rounds + 1; i++) {
-    const rate = dot();
-    if (i) dots.push(rate);
-    for (const r of runs) {
-        const got = r.run();
-        if (i) r.got.push({ ...got, share: got.weights / rate }); // the first round warms up
-    }
-}
-console.log(`V8 ${process.versions.v8}, ${rounds} rounds, medians (best); relaxed dot ${both(dots, 1)} billion a second`);
-console.log('model module:threads            decode         prefill      Gweights/s      of the dot');
-for (const r of runs) {
-    const col = (k, digits, width, by = 1) => both(r.got.map(g => by * g[k]), digits).padEnd(width);
-    console.log(r.name.padEnd(31) + col('decode', 1, 15) + col('prefill', 0, 13) + col('weights', 2, 16) +
-        col('share', 0, 10, 100) + '%');
+const result = await (tools ? inChromium() : underNode());
+console.log(`${tools ? `Chromium ${result.version}` : `V8 ${process.versions.v8}`}, ${rounds} rounds, medians (best); ` +
+    `relaxed dot: four sums ${both(result.dot, 1)}, one sum ${both(result.chain, 1)} billion a second`);
+console.log('model module:threads            decode         prefill      Gweights/s     % of four    % of one');
+for (const r of result.runs) {
+    const col = (k, digits, width) => both(r.got.map(g => g[k]), digits).padEnd(width);
+    console.log(`${basename(r.file, '.gguf')} ${r.module}:${r.threads}`.padEnd(32) + col('decode', 1, 15) +
+        col('prefill', 0, 13) + col('weights', 2, 15) + col('share', 0, 13) + col('of_chain', 0, 9));
 }
 process.exit(0);
