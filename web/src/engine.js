@@ -72,7 +72,7 @@ export class Engine {
             const { images } = this.image, size = w.at.DibitImage;
             const list = put(new Uint8Array(size * images.length)), options = put(new Uint8Array(w.at.DibitOptions));
             images.forEach((image, i) => w.set('DibitImage', list + i * size, { data: image.ptr, size: image.size }));
-            w.set('DibitOptions', options, { n_threads: this.path.threads, no_repack: this.repack ? 0 : 1 });
+            w.set('DibitOptions', options, { n_threads: this.path.threads, repack_in_place: 1 });
             w.ok(w.x.dibit_open_images(w.out, list, images.length, options, w.err));
         });
         this.ptr = w.u32(w.out);
