@@ -1,7 +1,7 @@
 // matrix.mjs - docs/compatibility.json and .md: browser by feature. A cell is what a run gave (measured), what a
 // probe in that run said (detected), or what public compatibility data say (reported, tests/web/reported.json).
 // A browser that is missing in this run keeps the cells of the last one.
-import { readFileSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
 export const LEVELS = ['No', 'Limited', 'Partial', 'Enhanced', 'Full'];
@@ -58,6 +58,7 @@ export function writeMatrix(results, folder) {
     const browsers = [...measured, ...reported.browsers.map(b => ({ ...b, cells: ordered(b.cells) }))];
     for (const browser of browsers) browser.overall = overall(browser.cells);
     const all = { about: 'written by make test-web; see compatibility.md', levels: LEVELS, features: FEATURES, browsers, sources: reported.sources };
+    mkdirSync(folder, { recursive: true });
     writeFileSync(path, JSON.stringify(all, null, 1) + '\n');
     writeFileSync(join(folder, 'compatibility.md'), markdown(all));
 }

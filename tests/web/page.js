@@ -171,17 +171,18 @@ window.tests = {
         return { decode, prefill, loading, types: [...types], after: after.ids };
     },
 
-    /** The main thread while the engine works: the longest gap between two timers. */
+    /** Turns of a timer of the page while the engine works, and the longest gap between two. */
     async freeze({ options }) {
-        let longest = 0, last = performance.now();
+        let longest = 0, turns = 0, last = performance.now();
         const timer = setInterval(() => {
             const now = performance.now();
             longest = Math.max(longest, now - last);
             last = now;
+            turns++;
         }, 5);
-        const result = await window.tests.generate({ ...options, n: 48 });
+        const result = await window.tests.generate({ ...options, n: 64 });
         clearInterval(timer);
-        return { longest, n: result.ids.length };
+        return { longest, turns, n: result.ids.length };
     },
 
     /** Ends the worker at random moments: half of the time loading, half of it generating. */

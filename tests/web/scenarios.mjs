@@ -156,8 +156,8 @@ export const SCENARIOS = [
         name: 'the page stays awake', feature: 'abort',
         async run({ open, isolated, model }) {
             const r = await (await open(isolated)).call('freeze', { options: { model: model(isolated), ...SMALL } });
-            assert.ok(r.longest < 1000, `the page's own timers stood still for ${r.longest.toFixed(0)} ms`);
-            return { text: `longest gap of a 5 ms timer ${r.longest.toFixed(0)} ms`, level: 'Full' };
+            assert.ok(r.turns >= 10, `a timer of the page had ${r.turns} turns, the longest gap was ${r.longest.toFixed(0)} ms`);
+            return { text: `${r.turns} turns of a 5 ms timer, longest gap ${r.longest.toFixed(0)} ms`, level: 'Full' };
         },
     },
     {
