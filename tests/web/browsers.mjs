@@ -47,10 +47,12 @@ async function chromium({ tools, gpu, flags = [] }) {
     const shared = await browser.newContext();
     return {
         name: 'chromium', version: browser.version(),
-        /** A tab; with `emulate` (userAgent, viewport, colorScheme, ...) in a profile of its own. */
-        async open(url, emulate) {
+        /** A tab; with `emulate` (userAgent, viewport, colorScheme, ...) in a profile of its own; `first`: a function
+         *  and its argument that run before the page's scripts. */
+        async open(url, emulate, first) {
             const context = emulate ? await browser.newContext(emulate) : shared;
             const page = await context.newPage();
+            if (first) await page.addInitScript(...first);
             const errors = listen(page);
             await page.goto(url, { timeout: 60000 });
             return {

@@ -9,6 +9,7 @@ import { serve } from '../../tools/serve.mjs';
 import { launch, missing } from './browsers.mjs';
 import { lower, writeMatrix } from './matrix.mjs';
 import { DEMO } from './demo-scenarios.mjs';
+import { POLICY } from './profiles.mjs';
 import { SCENARIOS } from './scenarios.mjs';
 
 const top = join(dirname(fileURLToPath(import.meta.url)), '../..');
@@ -82,12 +83,12 @@ for (const name of names) {
     const cells = {};
     try {
         const pages = [];
-        const open = async (server, path = '/tests/page.html', emulate) => {
-            const page = await browser.open(server.url + path, emulate);
+        const open = async (server, path = '/tests/page.html', ...how) => {
+            const page = await browser.open(server.url + path, ...how);
             pages.push(page);
             return page;
         };
-        for (const scenario of [...SCENARIOS, ...DEMO]) {
+        for (const scenario of [...SCENARIOS, ...POLICY, ...DEMO]) {
             if (!scenario.name.includes(only) || (scenario.browsers && !scenario.browsers.includes(name))) continue;
             await runScenario(scenario, { browser, cells, isolated, plain, open, native, prompt: PROMPT,
                 model: server => `${server.url}/${MODEL}`, work, tools, top });
