@@ -14,10 +14,11 @@ export class Client {
 
     /**
      * @param {Worker} worker @param {number} patience seconds that the worker may be silent
-     * @param {Function} [answer] what the worker asks of the page goes here
+     * @param {{ ask?: Function, features?: Function, warning?: Function }} host what the worker asks of
+     *   the page, the record that it wants kept, and what it warns of
      */
-    constructor(worker, patience, answer) {
-        this.answer = answer;
+    constructor(worker, patience, host) {
+        this.host = host;
         this.worker = worker;
         this.patience = patience;
         worker.onmessage = ({ data }) => this.#answer(data);
@@ -32,6 +33,8 @@ export class Client {
         this.#silent = 0;
         if (m.lock) this.#watchLock(m.lock);
         if (m.ask) this.#reply(m.ask, m.args);
+        if (m.features) this.host.features?.(m.features);
+        if (m.warning) this.host.warning?.(m.warning);
         const call = this.#calls.get(m.id);
         if (!call) return;
         if ('event' in m) return call.event?.(m.event);
@@ -43,7 +46,7 @@ export class Client {
     async #reply(id, args) {
         const said = {};
         try {
-            said.result = await this.answer(...args);
+            said.result = await this.host.ask(...args);
         } catch (e) {
             said.error = { name: e?.name, message: String(e?.message ?? e) };
         }

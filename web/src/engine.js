@@ -1,73 +1,139 @@
-// engine.js - runs in the worker: the opened model and its sessions.
-import { aborted, fail } from './errors.js';
+// engine.js - runs in the worker: the module, the opened model and its sessions. What the plan of the
+// device says is done here, and what fails on the device is left for the next best.
+import { aborted, asDibitError, fail } from './errors.js';
+import { disabledIn, Features } from './features.js';
 import { loadModel } from './load.js';
 import { Session } from './session.js';
-import { chooseModule, countThreads, instantiate } from './wasm.js';
+import { chooseModules, countThreads, instantiate, startThreads } from './wasm.js';
+
+const SEED = 20240607; // of the self-test's data
 
 export class Engine {
     sessions = new Map(); // number -> Session
     #next = 1;
-    repack = true;
+    #choices; // modules that may still be tried, best first
 
     /**
-     * @param {object} o what createEngine() was given, its urls made absolute
-     * @param {(progress: object) => void} onProgress @param {(warning: object) => void} warn
+     * @param {object} o what createEngine() was given, its urls made absolute, and device, stamp and
+     *   features: texts of the page
+     * @param {{ progress, warn, features, signal }} host where to tell what
      */
-    static async open(o, onProgress, warn, signal) {
+    static async open(o, host) {
         const engine = new Engine();
-        onProgress({ loaded: 0, total: 0, stage: 'module' });
-        const wasm = engine.#start(o);
-        wasm.catch(() => {}); // reported where it is awaited
+        Object.assign(engine, { o, host });
+        engine.#choices = chooseModules(o, disabledIn(o.stamp, o.features));
         try {
-            engine.image = await loadModel({ model: o.model, store: o.store, wasm, signal, onProgress, warn,
-                plan: (head, size, rest) => engine.#plan(o, head, size, rest) });
-            const { size } = engine.image;
-            onProgress({ loaded: size, total: size, stage: 'open' });
-            await engine.#openModel();
-            if (signal.aborted) throw aborted(signal);
-            return { engine, number: engine.#add(Session.create(engine.wasm, engine.ptr, o)) };
+            await engine.#openAny();
+            return { engine, number: engine.#add(engine.#createSession()) };
         } catch (e) {
             engine.end();
             throw e;
         }
     }
 
-    async #start(o) {
-        const { module, threads } = chooseModule(o);
+    async #openAny() {
+        this.host.progress({ loaded: 0, total: 0, stage: 'module' });
+        const wasm = this.#start();
+        wasm.catch(() => {}); // reported where it is awaited
+        const { o, host } = this, { signal } = host;
+        const model = await this.#pickVariant(o.model, wasm);
+        this.image = await loadModel({ model, store: o.store, wasm, signal, onProgress: host.progress, warn: host.warn,
+            plan: (head, size, rest) => this.#planned(head, size, rest) });
+        const { size } = this.image;
+        host.progress({ loaded: size, total: size, stage: 'open' });
+        await this.#openModel();
+        if (signal.aborted) throw aborted(signal);
+    }
+
+    // ---- the module ----
+
+    async #start() {
+        for (;;) {
+            const choice = this.#choices[0] ?? fail('unsupported', 'no module of the engine works in this browser');
+            try {
+                return await this.#tryModule(choice);
+            } catch (e) {
+                if (this.#choices.length === 1 || e.type === 'download') throw e;
+                this.#leave(asDibitError(e));
+            }
+        }
+    }
+
+    /** The module in use is not tried again; the record hears what it had that the next one has not. */
+    #leave(error) {
+        const [left] = this.#choices.splice(0, 1), next = this.#choices[0];
+        for (const name of left.needs.filter(n => !next?.needs.includes(n))) this.features?.result(name, false);
+        if (this.features) this.host.features(this.features.text);
+        this.host.warn({ type: 'unsupported', message: `${left.module} is left for ${next?.module}: ${error.message}` });
+    }
+
+    async #tryModule({ module, threads, needs }) {
+        const budget = this.o.memory_budget ?? Infinity;
+        const compiled = await compile(this.o.wasmUrls[module]);
+        const wasm = this.wasm = await instantiate(compiled, budget);
+        this.features = new Features(wasm, this.o.stamp, this.features?.text ?? this.o.features);
         this.path = { backend: 'wasm', module: `dibit-${module}`, threads };
-        this.budget = o.memory_budget ?? Infinity;
-        this.wasm = await instantiate(await compile(o.wasmUrls[module]), { threads, budget: this.budget });
-        return this.wasm;
+        const wrong = selfTest(wasm);
+        if (wrong) fail('unsupported', `its self-test fails: ${wrong}`);
+        for (const name of needs) this.features.result(name, true);
+        this.host.features(this.features.text);
+        return wasm;
     }
 
-    /**
-     * What the model takes, checked against the budget before its bytes come. Opening makes copies of q4
-     * and q8 rows that are a quarter faster to use, where there is room for them.
-     */
-    #plan(o, head, size, rest) {
-        if (rest) return this.#fits({ total: size + rest }); // shards
-        const request = { n_ctx: o.n_ctx, n_threads: this.path.threads,
-            cache_type_k: o.cache_type_k, cache_type_v: o.cache_type_v };
-        const text = Object.entries(request).filter(([, v]) => v !== undefined).map(line => line.join('=')).join('\n');
-        const said = Object.fromEntries(this.wasm.lines('dibit_peek', head, size ?? 0, text));
-        if (said.need) return Number(said.need);
-        const total = Number(said.total), copies = Number(said.repacked);
-        this.repack = total + this.wasm.memory.buffer.byteLength <= this.budget;
-        return this.#fits({ file: Number(said.file), total: this.repack ? total : total - copies });
+    // ---- the plan ----
+
+    #request(more = []) {
+        const { memory_budget: budget, n_ctx, cache_type_k, cache_type_v } = this.o;
+        const lines = { n_ctx, cache_type_k, cache_type_v, n_threads: this.path.threads,
+            budget_mb: budget && Math.max(1, Math.floor(budget / 2 ** 20)), disabled: this.features.disabled || undefined };
+        return [...Object.entries(lines).filter(([, v]) => v !== undefined).map(line => line.join('=')), ...more].join('\n');
     }
 
-    #fits(need) {
-        const { total } = need, own = this.wasm.memory.buffer.byteLength;
-        if (total + own > this.budget)
-            fail('out_of_memory', `the model, its context and the engine need ${total + own} bytes, the budget is ` +
-                `${this.budget}; a smaller context (n_ctx) or smaller cache types need less`,
-            { needed: total + own, available: this.budget });
-        return need;
+    #planLines(head, size, more) {
+        const lines = this.wasm.lines('dibit_plan_text', this.o.device, head, size, this.#request(more));
+        return lines.map(([key, value, reason]) => ({ key, value, reason }));
     }
+
+    /** What the model takes, judged before its bytes come. */
+    #planned(head, size, rest) {
+        const plan = this.#planLines(rest ? new Uint8Array() : head, rest ? 0 : size ?? 0);
+        const get = key => plan.find(line => line.key === key);
+        if (get('need')) return Number(get('need').value);
+        this.plan = [...this.variantPlan ?? [], ...plan];
+        this.settings = { n_ctx: this.o.n_ctx ?? (Number(get('n_ctx')?.value) || undefined),
+            cache_type_k: get('cache_type_k')?.value, cache_type_v: get('cache_type_v')?.value };
+        this.path.threads = Math.min(this.path.threads, Number(get('n_threads').value));
+        this.repack = get('repack')?.value !== 'off';
+        this.sleep_ms = Number(get('sleep_ms')?.value ?? 0);
+        const needed = rest ? size + rest : Number(get('total').value), available = Number(get('budget').value);
+        if (rest ? needed > available : get('fits').value === 'no')
+            fail('out_of_memory', `${needed} bytes are needed, the budget is ${available} (${get('budget').reason}); ` +
+                'a smaller n_ctx, smaller cache types or a smaller file need less', { needed, available });
+        return { file: rest ? size : Number(this.wasm.lines('dibit_peek', head, size ?? 0, '').find(l => l[0] === 'file')[1]) };
+    }
+
+    /** Of a manifest (model.json) the file that suits this device; any other model is itself. */
+    async #pickVariant(model, wasm) {
+        if (typeof model !== 'string' || !/\.json(?=$|[?#])/.test(model)) return model;
+        const manifest = await readManifest(model, this.host.signal);
+        await wasm;
+        const lines = manifest.variants.map(v => `variant=${v.file} bytes=${v.bytes}${v.kld === undefined ? '' : ` kld=${v.kld}`}` +
+            Object.entries(v.types ?? {}).map(([group, type]) => ` ${group}=${type}`).join(''));
+        const plan = this.#planLines(new Uint8Array(), 0, lines), picked = plan.find(line => line.key === 'variant');
+        if (!picked || !manifest.variants.some(v => v.file === picked.value))
+            fail('out_of_memory', `none of the ${lines.length} files of ${model} fits: ${picked?.reason ?? ''}`);
+        this.variantPlan = [picked];
+        return new URL(picked.value, model).href;
+    }
+
+    // ---- the model ----
 
     async #openModel() {
         const w = this.wasm;
-        if (w.threads.length) this.path.threads = await countThreads(w);
+        if (w.shared) {
+            startThreads(w, this.path.threads - 1);
+            this.path.threads = await countThreads(w);
+        }
         w.scoped(put => {
             const { images } = this.image, size = w.at.DibitImage;
             const list = put(new Uint8Array(size * images.length)), options = put(new Uint8Array(w.at.DibitOptions));
@@ -78,11 +144,6 @@ export class Engine {
         this.ptr = w.u32(w.out);
         this.info = this.#readInfo();
         this.path.isa = this.info.isa;
-    }
-
-    /** Ends the threads; memory goes with the worker. */
-    end() {
-        for (const { worker } of this.wasm?.threads ?? []) worker.terminate();
     }
 
     #readInfo() {
@@ -96,6 +157,12 @@ export class Engine {
                 info[name] = w.get('DibitModelInfo', p, name);
             return { ...info, file_bytes: this.image.size };
         });
+    }
+
+    // ---- sessions ----
+
+    #createSession() {
+        return new Session(this, Session.create(this.wasm, this.ptr, this.settings));
     }
 
     #add(session) {
@@ -122,16 +189,72 @@ export class Engine {
         const wasm = this.wasm.memory.buffer.byteLength;
         return { weights, kv, scratch, wasm, peak: Math.max(wasm, this.image.peak) };
     }
+
+    // ---- what fails ----
+
+    /**
+     * After a trap in the module: the next best one takes over, with the model loaded again and empty
+     * sessions in place of the old ones. Throws the error where nothing is left to try. Errors with
+     * `moved` are those of other sessions, whose module went away under them.
+     */
+    recover(e) {
+        if (e.moved) return this.recovering;
+        const again = this.#choices.length > 1 && !(this.o.model instanceof Object && this.o.model.stream === true);
+        if (!(e instanceof WebAssembly.RuntimeError) || !again) throw e;
+        this.recovering ??= this.#reopen(asDibitError(e)).finally(() => { this.recovering = null; });
+        return this.recovering;
+    }
+
+    async #reopen(error) {
+        this.#leave(error);
+        for (const { worker } of this.wasm.threads) worker.terminate();
+        this.wasm = this.image = null; // before the new one takes its memory
+        for (const session of this.sessions.values()) session.lose();
+        await this.#openAny();
+        for (const session of this.sessions.values()) session.take(Session.create(this.wasm, this.ptr, this.settings));
+    }
+
+    /** Ends the threads; memory goes with the worker. */
+    end() {
+        for (const { worker } of this.wasm?.threads ?? []) worker.terminate();
+    }
+}
+
+/** The names of the kernels that give other results than plain C, or ''. */
+function selfTest(w) {
+    return w.scoped(put => {
+        const p = put(new Uint8Array(512));
+        const wrong = w.ok(w.x.dibit_self_test(SEED, p, 512));
+        return wrong ? w.text(p).trim() || `${wrong} wrong results` : '';
+    });
+}
+
+async function download(url, signal) {
+    let response;
+    try {
+        response = await fetch(url, { signal });
+    } catch (e) {
+        if (signal?.aborted) throw aborted(signal);
+        fail('download', `${url}: ${e.message}`);
+    }
+    return response.ok ? response : fail('download', `${url}: the server answered ${response.status}`);
+}
+
+async function readManifest(url, signal) {
+    let manifest;
+    try {
+        manifest = await (await download(url, signal)).json();
+    } catch (e) {
+        throw e.type ? e : asDibitError(e, 'format');
+    }
+    const good = v => typeof v?.file === 'string' && !/[\s=]/.test(v.file) && v.bytes > 0;
+    if (!manifest?.variants?.length || !manifest.variants.every(good))
+        fail('format', `${url}: "variants" must be a list of { file, bytes, kld, types }`);
+    return manifest;
 }
 
 async function compile(url) {
-    let response;
-    try {
-        response = await fetch(url);
-    } catch (e) {
-        fail('download', `${url}: ${e.message}`);
-    }
-    if (!response.ok) fail('download', `${url}: the server answered ${response.status}`);
+    const response = await download(url);
     // Servers that do not know the type of .wasm are common: only the right one may be streamed.
     return /^application\/wasm/.test(response.headers.get('content-type') ?? '')
         ? WebAssembly.compileStreaming(response)

@@ -2,7 +2,9 @@
 // it. Types and what each call does: index.d.ts.
 import { chunks, optionsOf, whole } from './chat.js';
 import { Client } from './client.js';
+import { detect, deviceText, wasmFeatures } from './detect.js';
 import { aborted, DibitError, fail } from './errors.js';
+import { Kept, openStore } from './store.js';
 export { DibitError };
 
 const MODULES = { // one thread and more, without relaxed SIMD and with it
@@ -65,20 +67,56 @@ const asker = store => (op, key, bytes) => {
     return store[op](key, bytes);
 };
 
+// What has failed here is remembered between visits; a page that has no such storage forgets.
+const RECORD = 'dibit-features';
+const record = {
+    get() {
+        try {
+            return localStorage.getItem(RECORD) ?? '';
+        } catch {
+            return '';
+        }
+    },
+    set(text) {
+        try {
+            localStorage.setItem(RECORD, text);
+        } catch { /* forgotten */ }
+    },
+};
+
+/** The browser and its version: what another version could not do counts for that one alone. */
+const stamp = () => (globalThis.navigator?.userAgent?.match(/(Edg|OPR|Firefox|Chrome|Version)\/\d+/g) ?? ['browser']).join(' ');
+
+/** What this browser and device can do, by probes: the names are those of detect.js. */
+export const capabilities = () => detect();
+
+/** Whether a model can run here: 'unavailable', 'downloadable', or 'available' when it is in the store. */
+export async function availability({ model, store } = {}) {
+    if (!wasmFeatures().wasm_simd) return 'unavailable';
+    if (typeof model !== 'string' && !(model instanceof URL)) return model ? 'available' : 'downloadable';
+    const opened = await openStore(store);
+    if (!opened) return 'downloadable';
+    const kept = await Kept.open(opened, modelOf(model), () => {});
+    await kept.look();
+    return kept.complete ? 'available' : 'downloadable';
+}
+
 export async function createEngine(o = {}) {
     if (o.signal?.aborted) throw aborted(o.signal);
     const { n_ctx, cache_type_k, cache_type_v, n_threads, memory_budget, backend } = o;
     const own = typeof o.store === 'object' && o.store !== null;
     const options = { n_ctx, cache_type_k, cache_type_v, n_threads, memory_budget, backend,
         model: modelOf(o.model), store: own ? 'page' : o.store, wasmUrls: moduleUrls(o.wasmUrl) };
-    const client = new Client(startWorker(o), o.watchdog_s ?? PATIENCE_S, own ? asker(o.store) : undefined);
-    const warnings = [];
-    const event = e => {
-        if (e.warning) warnings.push(e.warning);
-        o.onProgress?.(e);
+    const warnings = [], warning = w => {
+        warnings.push(w);
+        o.onProgress?.({ stage: 'warning', warning: w });
     };
+    const client = new Client(startWorker(o), o.watchdog_s ?? PATIENCE_S,
+        { ask: own ? asker(o.store) : undefined, features: record.set, warning });
     try {
-        const opening = client.call('open', { options }, { event, signal: o.signal });
+        const device = deviceText(await detect({ patience_ms: 1000 }));
+        Object.assign(options, { device, stamp: stamp(), features: record.get() });
+        const opening = client.call('open', { options }, { event: o.onProgress, signal: o.signal });
         if (isStream(o.model)) pump(client, o.model);
         return new Engine({ client, engines: new Set(), warnings }, await opening);
     } catch (e) {
@@ -139,6 +177,7 @@ class Engine {
                 this.#usage = prompt + e.token.tokens_generated;
             }
             if ('contextUsage' in e) this.#usage = e.contextUsage;
+            if (e.path) this.path = e.path;
             wake?.();
         };
         this.#call('generate', { options: plain }, { event, signal: control.signal })

@@ -264,7 +264,9 @@ async function loadOnce(o, store) {
 async function planned(parts, plan) {
     const [first] = parts, rest = parts.slice(1).reduce((n, part) => n + part.size, 0);
     for (let want = 1 << 16; ;) {
-        const head = await first.noting(first.head(want)), more = plan(head, first.size, rest);
+        const head = await first.noting(first.head(want));
+        if (!head.length) fail('format', `${first.name}: the file is empty`);
+        const more = plan(head, first.size, rest);
         if (typeof more !== 'number') {
             first.size ??= more.file;
             return;

@@ -9,49 +9,62 @@ const MAX_PIECE = 64; // tokens of a piece: more would be no faster here, and ta
 
 const encoder = new TextEncoder();
 
-// setTimeout(0) would take 4 ms a turn; a message to oneself takes microseconds.
+// setTimeout(0) would take 4 ms a turn; a message to oneself takes microseconds. (Under node such
+// messages go before all others.)
 const channel = new MessageChannel(), waiting = [];
 channel.port1.onmessage = () => waiting.shift()();
-export const turn = () => new Promise(resolve => {
+channel.port1.unref?.();
+const turn = () => new Promise(resolve => {
+    if (globalThis.setImmediate) return setImmediate(resolve);
     waiting.push(resolve);
     channel.port2.postMessage(0);
 });
 
 export class Session {
-    /** @param {import('./wasm.js').Wasm} wasm */
-    constructor(wasm, engine, ptr) {
-        this.wasm = wasm;
+    last = Promise.resolve(); // the work that is going on: the next waits for it
+    pieceTokens = 16;
+    ptr = 0;
+
+    constructor(engine, ptr) {
         this.engine = engine;
-        this.ptr = ptr;
-        this.last = Promise.resolve(); // the work that is going on: the next waits for it
-        this.pieceTokens = 16;
-        this.piece = wasm.struct('DibitPiece');
-        this.memoryStruct = wasm.struct('DibitMemory');
-        this.sampling = wasm.struct('DibitSampling');
+        this.take(ptr);
     }
 
-    static create(wasm, engine, options) {
-        const w = wasm;
+    static create(w, enginePtr, options) {
         return w.scoped(put => {
             const o = put(new Uint8Array(w.at.DibitSessionOptions));
             w.set('DibitSessionOptions', o, { n_ctx: options.n_ctx ?? 0, n_batch: MAX_PIECE });
             for (const side of ['k', 'v'])
                 if (options[`cache_type_${side}`])
                     w.set('DibitSessionOptions', o, { [`cache_${side}`]: put(options[`cache_type_${side}`]) });
-            w.ok(w.x.dibit_session_create(w.out, engine, o, w.err));
-            return new Session(w, engine, w.u32(w.out));
+            w.ok(w.x.dibit_session_create(w.out, enginePtr, o, w.err));
+            return w.u32(w.out);
         });
+    }
+
+    /** From now on this session of the engine's module is meant. */
+    take(ptr) {
+        const w = this.wasm = this.engine.wasm;
+        this.ptr = ptr;
+        this.piece = w.struct('DibitPiece');
+        this.memoryStruct = w.struct('DibitMemory');
+        this.sampling = w.struct('DibitSampling');
+    }
+
+    /** The module is gone, and everything in it. */
+    lose() {
+        this.wasm = null;
     }
 
     fork() {
         const w = this.wasm;
         w.ok(w.x.dibit_fork(w.out, this.ptr, w.err));
-        return new Session(w, this.engine, w.u32(w.out));
+        return new Session(this.engine, w.u32(w.out));
     }
 
     free() {
         const w = this.wasm;
-        if (!this.ptr) return;
+        if (!this.ptr || !w) return;
         w.setU32(w.out, this.ptr);
         w.x.dibit_session_free(w.out);
         for (const p of [this.piece, this.memoryStruct, this.sampling]) w.x.free(p);
@@ -83,7 +96,7 @@ export class Session {
             const p = put(bytes.length ? bytes : new Uint8Array(1));
             const cap = bytes.length + 8; // no token has fewer than one byte; BOS and the like
             const ids = put(new Uint8Array(4 * cap));
-            const n = w.ok(w.x.dibit_tokenize(this.engine, p, bytes.length, flags, ids, cap, w.err));
+            const n = w.ok(w.x.dibit_tokenize(this.engine.ptr, p, bytes.length, flags, ids, cap, w.err));
             return fn(ids, n);
         });
     }
@@ -98,7 +111,7 @@ export class Session {
             const size = w.at.DibitMessage, list = put(new Uint8Array(size * messages.length || 1));
             messages.forEach((m, i) => w.set('DibitMessage', list + i * size,
                 { role: put(String(m.role)), content: put(String(m.content)) }));
-            const write = (buf, cap) => w.ok(w.x.dibit_chat_text(this.engine, 0, list, messages.length,
+            const write = (buf, cap) => w.ok(w.x.dibit_chat_text(this.engine.ptr, 0, list, messages.length,
                 1, buf, cap, w.err));
             const n = write(0, 0), buf = put(new Uint8Array(n + 1));
             write(buf, n + 1);
@@ -114,21 +127,37 @@ export class Session {
         return i;
     }
 
-    /** Makes the session hold the n tokens at `ids`, in pieces. Returns how many it held already. */
-    async #prefill(ids, n, signal) {
-        const w = this.wasm, held = this.#common(ids, n);
+    /** Gives the worker's events a turn; throws where one of them was an abort, or the module went. */
+    async #turn(signal, w, ms = 0) {
+        await (ms > 0 ? new Promise(resolve => setTimeout(resolve, ms)) : turn());
+        if (signal.aborted) throw aborted(signal);
+        if (this.wasm !== w) throw Object.assign(new Error('the module was left'), { moved: true });
+    }
+
+    /** Makes the session hold these tokens (Int32Array), in pieces. Returns how many it held already. */
+    async #prefill(tokens, signal) {
+        const w = this.wasm, n = tokens.length, ids = w.malloc(4 * n);
+        w.bytes.set(new Uint8Array(tokens.buffer, 0, 4 * n), ids);
+        const held = this.#common(ids, n);
         for (let at = held; ;) {
-            if (signal.aborted) throw aborted(signal);
             const k = Math.min(n - at, this.pieceTokens), begin = performance.now();
             const first = at === held, last = at + k === n;
-            // logits, which sync computes, are wanted of the last token alone
-            if (first || last) w.ok(w.x.dibit_sync(this.ptr, ids, at + k, w.err));
-            else w.ok(w.x.dibit_forward(this.ptr, ids + 4 * at, k, 0, w.err));
-            at += k;
-            if (last) return held;
+            try {
+                // logits, which sync computes, are wanted of the last token alone
+                if (first || last) w.ok(w.x.dibit_sync(this.ptr, ids, at + k, w.err));
+                else w.ok(w.x.dibit_forward(this.ptr, ids + 4 * at, k, 0, w.err));
+                at += k;
+                if (!last) await this.#turn(signal, w);
+            } catch (e) {
+                if (!e.moved && !(e instanceof WebAssembly.RuntimeError)) w.x.free(ids);
+                throw e;
+            }
+            if (last) {
+                w.x.free(ids);
+                return held;
+            }
             const ms = performance.now() - begin, fit = k * PIECE_MS / Math.max(ms, 0.1);
             this.pieceTokens = Math.max(1, Math.min(MAX_PIECE, fit > 8 ? fit & ~3 : fit | 0));
-            await turn();
         }
     }
 
@@ -142,53 +171,61 @@ export class Session {
         w.ok(w.x.dibit_set_sampling(this.ptr, this.sampling, w.err));
     }
 
+    #check(o, n) {
+        const { n_ctx } = this.memory();
+        if (n > n_ctx)
+            fail('context_full', `the prompt has ${n} tokens, the context has ${n_ctx}`, { requested: n, available: n_ctx });
+        if (n === 0) fail('argument', 'the prompt is empty: there is nothing to continue');
+        if (!(o.max_new_tokens === undefined || (Number.isInteger(o.max_new_tokens) && o.max_new_tokens >= 0)))
+            fail('argument', `max_new_tokens: ${o.max_new_tokens} is not a whole number from 0`);
+        if ([o.stop ?? []].flat().some(s => typeof s !== 'string')) fail('argument', 'stop: a text, or a list of them');
+    }
+
     /**
      * Continues o.prompt, or the conversation o.messages.
      * @param {(usage: object) => void} started called when the prompt is computed
      * @param {(token: object) => void} emit called for each token
      */
     async generate(o, signal, started, emit) {
-        const w = this.wasm, chat = o.messages !== undefined;
-        if (!(o.max_new_tokens === undefined || (Number.isInteger(o.max_new_tokens) && o.max_new_tokens >= 0)))
-            fail('argument', `max_new_tokens: ${o.max_new_tokens} is not a whole number from 0`);
-        if ([o.stop ?? []].flat().some(s => typeof s !== 'string')) fail('argument', 'stop: a text, or a list of them');
-        const text = chat ? this.chatText(o.messages) : o.prompt;
-        const ids = this.tokens(text, chat ? ADD_BOS | PARSE_SPECIAL : ADD_BOS, (p, n) => w.slice(p, 4 * n));
-        const n = ids.length / 4, n_ctx = this.memory().n_ctx;
-        if (n > n_ctx)
-            fail('context_full', `the prompt has ${n} tokens, the context has ${n_ctx}`,
-                { requested: n, available: n_ctx });
-        if (n === 0) fail('argument', 'the prompt is empty: there is nothing to continue');
-        this.#setSampling(o);
-        const at = w.malloc(ids.length);
-        w.bytes.set(ids, at);
-        let cached;
-        try {
-            cached = await this.#prefill(at, n, signal);
-        } finally {
-            w.x.free(at);
+        if (signal.aborted) throw aborted(signal);
+        const chat = o.messages !== undefined, text = chat ? this.chatText(o.messages) : o.prompt;
+        const ids = this.tokens(text, chat ? ADD_BOS | PARSE_SPECIAL : ADD_BOS,
+            (p, n) => Array.from(new Int32Array(this.wasm.slice(p, 4 * n).buffer)));
+        this.#check(o, ids.length);
+        const run = { ids, emit, signal, started, count: 0, max: o.max_new_tokens ?? Infinity,
+            filter: new StopFilter([o.stop ?? []].flat()), reason: null };
+        for (;;) {
+            try {
+                return await this.#run(o, run);
+            } catch (e) {
+                await this.engine.recover(e); // throws e where nothing can be done; else goes on from run.ids
+            }
         }
-        started({ prompt_tokens: n, cached_tokens: Math.min(cached, n) });
-        return this.#decode(o, signal, n, emit);
     }
 
-    async #decode(o, signal, n_prompt, emit) {
-        const w = this.wasm, max = o.max_new_tokens ?? Infinity, filter = new StopFilter([o.stop ?? []].flat());
-        let count = 0, reason = max <= 0 ? 'length' : null;
-        while (!reason) {
-            if (signal.aborted) throw aborted(signal);
-            const going = w.ok(w.x.dibit_next(this.ptr, this.piece, w.err));
-            const get = name => w.get('DibitPiece', this.piece, name);
-            const text = w.text(get('text') >>> 0, get('n_bytes')), id = get('id');
-            count += going;
-            if (!going) reason = w.text(get('finish') >>> 0);
-            else if (count >= max) reason = 'length';
-            const token = filter.push(text, reason !== null);
-            if (filter.stopped) reason = 'stop';
-            emit({ token, token_id: id, tokens_generated: count, finished: reason !== null,
-                finish_reason: reason });
-            if (!reason) await turn();
-        }
-        return { finish_reason: reason, prompt_tokens: n_prompt, completion_tokens: count };
+    async #run(o, run) {
+        this.#setSampling(o);
+        const n = run.ids.length, cached = await this.#prefill(Int32Array.from(run.ids), run.signal);
+        run.started?.({ prompt_tokens: n, cached_tokens: Math.min(cached, n) });
+        run.started = null;
+        if (run.max <= run.count) return;
+        do {
+            this.#next(run);
+            if (!run.reason) await this.#turn(run.signal, this.wasm, this.engine.sleep_ms);
+        } while (!run.reason);
+    }
+
+    // One token.
+    #next(run) {
+        const w = this.wasm, going = w.ok(w.x.dibit_next(this.ptr, this.piece, w.err));
+        const get = name => w.get('DibitPiece', this.piece, name);
+        const text = w.text(get('text') >>> 0, get('n_bytes')), token_id = get('id');
+        run.count += going;
+        if (going) run.ids.push(token_id);
+        if (!going) run.reason = w.text(get('finish') >>> 0);
+        else if (run.count >= run.max) run.reason = 'length';
+        const token = run.filter.push(text, run.reason !== null);
+        if (run.filter.stopped) run.reason = 'stop';
+        run.emit({ token, token_id, tokens_generated: run.count, finished: run.reason !== null, finish_reason: run.reason });
     }
 }

@@ -3,7 +3,7 @@
 import { imports } from './wasm.js';
 
 self.onmessage = async ({ data: { module, memory, stack } }) => {
-    const { exports: x } = await WebAssembly.instantiate(module, imports(memory));
+    const { exports: x } = await WebAssembly.instantiate(module, imports({ memory }, true));
     x.__stack_pointer.value = stack;
     self.postMessage('ready');
     x.dibit_thread_main();

@@ -1,6 +1,7 @@
 // wasm.js - a module's instance, and typed access to its memory. The structs of dibit.h are read and
 // written by the names and offsets that the module gives out itself (dibit_layout), so no number of
 // theirs stands here.
+import { wasmFeatures } from './detect.js';
 import { engineError, fail } from './errors.js';
 
 const encoder = new TextEncoder(), decoder = new TextDecoder();
@@ -131,32 +132,34 @@ export class Wasm {
     }
 }
 
-// What a module imports: a clock, text for the console, and its memory where threads share it.
-export const imports = memory => ({
-    env: memory ? { memory } : {},
+/**
+ * What a module imports: a clock, lines for the console, and its memory where threads share it.
+ * @param {{ memory: WebAssembly.Memory }} m @param {boolean} shared
+ */
+export const imports = (m, shared) => ({
+    env: shared ? { memory: m.memory } : {},
     dibit: {
         now: () => performance.now(),
-        write: (p, n) => console.log(`dibit: ${n} bytes at ${p}`), // nothing in the engine prints
+        write: (p, n) => console.warn(decoder.decode(new Uint8Array(m.memory.buffer).slice(p, p + n))),
     },
 });
 
-const HEAD = [0, 97, 115, 109, 1, 0, 0, 0];
-// Small modules that only a browser with the feature accepts.
-const PROBES = {
-    simd: [1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 8, 1, 6, 0, 65, 0, 253, 15, 11],
-    relaxed: [1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0, 10, 19, 1, 17, 0, 65, 0, 253, 15, 65, 0, 253, 15, 65, 0, 253,
-        15, 253, 147, 2, 11],
-    threads: [1, 4, 1, 96, 0, 0, 3, 2, 1, 0, 5, 4, 1, 3, 1, 1, 10, 11, 1, 9, 0, 65, 0, 254, 16, 2, 0, 26, 11],
-};
-const has = name => WebAssembly.validate(new Uint8Array([...HEAD, ...PROBES[name]]));
-
-/** The fastest module that this browser runs, and with how many threads. */
-export function chooseModule({ n_threads }) {
-    if (typeof WebAssembly !== 'object' || !has('simd')) fail('unsupported', 'this browser has no WebAssembly SIMD');
-    const isolated = globalThis.crossOriginIsolated !== false && typeof SharedArrayBuffer === 'function';
-    const threads = isolated && has('threads') ? n_threads ?? Math.min(8, navigator.hardwareConcurrency ?? 1) : 1;
-    const relaxed = has('relaxed');
-    return { threads, module: threads > 1 ? (relaxed ? 'relaxed' : 'threads') : relaxed ? 'relaxed1' : 'simd' };
+/**
+ * The modules that this browser runs, best first, each with the features that it needs.
+ * @param {string[]} disabled features that have failed here
+ */
+export function chooseModules({ n_threads }, disabled) {
+    const has = wasmFeatures(), may = name => !disabled.includes(name);
+    if (!has.wasm_simd) fail('unsupported', 'this browser has no WebAssembly SIMD');
+    const cores = Math.min(64, n_threads ?? globalThis.navigator?.hardwareConcurrency ?? 1);
+    const threaded = has.wasm_threads && has.shared_memory && globalThis.crossOriginIsolated !== false &&
+        may('wasm_threads') && cores > 1;
+    const relaxed = has.wasm_relaxed_dot && may('wasm_relaxed');
+    const all = [['relaxed', cores, ['wasm_relaxed', 'wasm_threads']], ['threads', cores, ['wasm_threads']],
+        ['relaxed1', 1, ['wasm_relaxed']], ['simd', 1, []]];
+    return all.map(([module, threads, needs]) => ({ module, threads, needs }))
+        .filter(c => (threaded || c.threads === 1) && (relaxed || !c.needs.includes('wasm_relaxed')))
+        .filter(c => c.threads > 1 || !c.needs.includes('wasm_threads'));
 }
 
 const PAGE = 65536, MAX_PAGES = 65536;
@@ -173,21 +176,17 @@ function sharedMemory(budget) {
     }
 }
 
-/**
- * Starts a module, and for one with threads the workers that they run in.
- * @param {WebAssembly.Module} module
- * @param {{ threads?: number, budget?: number }} options bytes that its memory may take at most
- */
-export async function instantiate(module, { threads = 1, budget = Infinity } = {}) {
+/** Starts a module whose memory may take so many bytes at most. */
+export async function instantiate(module, budget = Infinity) {
     const shared = WebAssembly.Module.imports(module).some(i => i.kind === 'memory');
-    const memory = shared ? sharedMemory(budget) : null;
-    const { exports: x } = await WebAssembly.instantiate(module, imports(memory));
-    const wasm = new Wasm(x, memory ?? x.memory);
-    if (shared) startThreads(wasm, module, threads - 1);
-    return wasm;
+    const m = { memory: shared ? sharedMemory(budget) : null };
+    const { exports: x } = await WebAssembly.instantiate(module, imports(m, shared));
+    m.memory ??= x.memory;
+    return Object.assign(new Wasm(x, m.memory), { module, shared });
 }
 
-function startThreads(wasm, module, n) {
+/** Starts n workers that lend their threads to the engine. */
+export function startThreads(wasm, n) {
     for (let i = 0; i < n; i++) {
         const stack = wasm.x.dibit_thread_stack() >>> 0;
         if (!stack) return;
@@ -198,7 +197,7 @@ function startThreads(wasm, module, n) {
             worker.onmessage = () => resolve(thread.ready = true);
             worker.onerror = () => resolve(false);
         });
-        worker.postMessage({ module, memory: wasm.memory, stack });
+        worker.postMessage({ module: wasm.module, memory: wasm.memory, stack });
         wasm.threads.push(thread);
     }
 }

@@ -54,10 +54,12 @@ const operations = {
         const o = m.options;
         if (o.store === 'page') o.store = pageStore;
         if (o.model.stream === true) o.model = inlet = new Inlet();
-        const made = await Engine.open(o, event, warning => event({ warning: pack(warning) }), signal);
+        const made = await Engine.open(o, { signal, progress: event,
+            warn: warning => self.postMessage({ warning: pack(warning) }),
+            features: text => self.postMessage({ features: text }) });
         engine = made.engine;
         const { n_ctx, n_past } = engine.session(made.number).memory();
-        return { session: made.number, info: engine.info, path: engine.path, plan: [],
+        return { session: made.number, info: engine.info, path: engine.path, plan: engine.plan,
             contextWindow: n_ctx, contextUsage: n_past };
     },
     generate(m, signal, event) {
@@ -67,7 +69,7 @@ const operations = {
             try {
                 await session.generate(m.options, signal, started, emit);
             } finally {
-                if (session.ptr) event({ contextUsage: session.memory().n_past });
+                if (session.ptr && session.wasm) event({ contextUsage: session.memory().n_past, path: engine.path });
             }
         });
     },
@@ -88,6 +90,7 @@ self.onmessage = async ({ data: m }) => {
     const control = new AbortController();
     calls.set(m.id, control);
     try {
+        await engine?.recovering?.catch(() => {});
         if (broken) throw broken;
         const result = await operations[m.op](m, control.signal, event => self.postMessage({ id: m.id, event }));
         self.postMessage({ id: m.id, result });

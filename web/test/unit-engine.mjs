@@ -11,6 +11,7 @@ import { createEngine, DibitError } from '../src/index.js';
 import { split } from './files.mjs';
 import { Worker } from './worker.mjs';
 
+globalThis.crossOriginIsolated = true; // node shares memory without more ado
 const modules = resolve(process.env.DIBIT_WASM ?? 'build/web');
 const file = resolve(process.env.DIBIT_MODEL ?? 'models/dibit-34m.gguf'), data = readFileSync(file);
 const folder = mkdtempSync(`${tmpdir()}/dibit-`);
@@ -101,11 +102,12 @@ test('an abort is heard within 100 ms, in the prompt and in the text', async () 
         const begin = performance.now();
         if (when === 'text') control.abort(new Error('because'));
         await assert.rejects(when === 'text' ? all(tokens) : first, type('aborted'));
-        assert.ok(performance.now() - begin < 400);
-        const free = performance.now(); // the worker itself has stopped: it answers the next call
-        await engine.measureContextUsage('x');
+        const heard = performance.now() - begin;
+        await engine.measureContextUsage('x'); // the worker itself has stopped: it answers the next calls
         await all(engine.generate(PROMPT, { ...GREEDY, max_new_tokens: 1 }));
-        assert.ok(performance.now() - free < 1000);
+        const free = performance.now() - begin;
+        // generous, for busy machines; what browsers do is measured in tests/web
+        assert.ok(heard < 500 && free < 2000, `${when}: heard after ${heard.toFixed()}, free after ${free.toFixed()} ms`);
     }
     await assert.rejects(all(engine.generate(PROMPT, { signal: AbortSignal.abort() })), type('aborted'));
     for await (const t of engine.generate(PROMPT)) if (t.tokens_generated === 3) break; // leaving aborts, too
@@ -170,7 +172,7 @@ test('what passes the budget is refused before it is fetched', async () => {
         /n_ctx/.test(e.message));
     const sent = server.log.filter(r => r.path === name).reduce((n, r) => n + r.sent, 0);
     assert.ok(sent < data.length / 2, `${sent} bytes were sent`);
-    (await open({ memory_budget: 40e6 })).destroy();
+    (await open({ memory_budget: 45e6 })).destroy();
 });
 
 test('blobs, streams and shards are models too', async () => {
@@ -224,6 +226,51 @@ test('a page\'s own store is asked', async () => {
     const engine = await open({ store: full });
     assert.deepEqual(engine.warnings.map(w => w.type), ['quota']);
     engine.destroy();
+});
+
+// ---- modules that are no good on this device ----
+
+const bad = query => new Worker(new URL(`./bad-worker.js?${query}`, import.meta.url));
+
+test('a trap in the middle of a text: the next best module goes on with it', async () => {
+    const want = await direct(PROMPT, 16, 'f16'), f16 = { cache_type_k: 'f16', cache_type_v: 'f16', n_threads: 2 };
+    for (const n of [1, 7]) {
+        const engine = await open({ ...f16, worker: bad(`trap=${n}`) });
+        assert.equal(engine.path.module, 'dibit-threads');
+        const two = await engine.clone();
+        const [a, b] = await Promise.all([engine, two].map(e => all(e.generate(PROMPT, GREEDY))));
+        for (const got of [a, b]) {
+            assert.deepEqual(got.map(t => t.token_id), want);
+            assert.deepEqual(got.map(t => t.tokens_generated), want.map((_, i) => i + 1));
+        }
+        assert.equal(engine.path.module, 'dibit-simd');
+        assert.match(engine.warnings[0].message, /threads is left for simd: unreachable/);
+        engine.destroy();
+        assert.deepEqual((await all(two.generate(PROMPT, GREEDY))).map(t => t.token_id), want);
+        two.destroy();
+    }
+    // nothing is left to try: an error, and nothing more is done in that module
+    const last = await open({ worker: bad('trap=3') });
+    await assert.rejects(all(last.generate(PROMPT)), type('internal'));
+    await assert.rejects(all(last.generate(PROMPT)), type('internal'));
+    last.destroy();
+});
+
+test('a self-test that fails is remembered, and after three the module is not tried', async () => {
+    const kept = new Map();
+    globalThis.localStorage = { getItem: k => kept.get(k) ?? null, setItem: (k, v) => kept.set(k, v) };
+    for (let i = 0; i < 3; i++) {
+        const engine = await open({ n_threads: 2, worker: bad('self_test') });
+        assert.match(engine.warnings[0].message, /self-test/);
+        assert.equal(engine.path.module, 'dibit-simd');
+        engine.destroy();
+    }
+    assert.match([...kept.values()][0], /feature=wasm_threads off 3 3/);
+    const engine = await open({ n_threads: 2 });
+    assert.deepEqual([engine.path.module, engine.warnings.length], ['dibit-simd', 0]);
+    engine.destroy();
+    delete globalThis.localStorage;
+    await assert.rejects(open({ worker: bad('self_test') }), type('unsupported'));
 });
 
 // ---- workers that end, or never begin ----

@@ -1,0 +1,16 @@
+// bad-worker.js - the worker of the package on a device whose first module is no good: by its url's query
+// the self-test fails (?self_test), or the n-th token traps (?trap=n).
+const wanted = new URL(import.meta.url).searchParams, instantiate = WebAssembly.instantiate;
+let modules = 0, tokens = 0;
+
+WebAssembly.instantiate = async (module, imports) => {
+    const instance = await instantiate(module, imports), { exports } = instance;
+    if (!exports.dibit_next || modules++ > 0) return instance;
+    return { exports: { ...exports,
+        dibit_self_test: (...a) => (wanted.has('self_test') ? 1 : exports.dibit_self_test(...a)),
+        dibit_next: (...a) => {
+            if (++tokens === Number(wanted.get('trap'))) throw new WebAssembly.RuntimeError('unreachable');
+            return exports.dibit_next(...a);
+        } } };
+};
+await import('../src/worker.js');
