@@ -41,6 +41,11 @@ enum {
     DIBIT_E_DEVICE = -10      /* the GPU was lost or refused what it was asked */
 };
 
+/* Of dibit_sync(), dibit_next() and dibit_forward() with a backend that must not block, as in a
+ * browser, and never else: a result is under way. Call again with the same arguments once the
+ * backend's host has it: what was computed is kept. Above every count that these return. */
+enum { DIBIT_WAIT = 1 << 30 };
+
 typedef struct DibitError {
     int code;
     char text[240];

@@ -17,7 +17,8 @@ struct DibitBackend {
                 DibitError *err);
     void (*close)(void **session);
     /* Token id at position c->n_past. PASS_LOGITS: logits (n_vocab) are there when it returns;
-     * PASS_GREEDY: *best is the likeliest token, -1 where a logit is not finite. */
+     * PASS_GREEDY: *best is the likeliest token, -1 where a logit is not finite. DIBIT_WAIT: under
+     * way; the same call again goes on with it, any other one lets it go. */
     int (*pass)(void *session, int32_t id, int what, float *logits, int32_t *best, DibitError *err);
     /* Random keys and values of positions 0..n-1. */
     int (*fill)(void *session, int n, DibitError *err);

@@ -277,7 +277,7 @@ static int run(DibitSession *s, const int32_t *ids, int n, float *logits, bool a
                                       all, err);
     if (start) {
         s->profile.total_ns += clock_ns() - start;
-        s->profile.n_tokens += (uint64_t)n;
+        if (r != DIBIT_WAIT) s->profile.n_tokens += (uint64_t)n;
     }
     if (r == DIBIT_E_CANCELLED) atomic_store(&s->cancel, 0);
     return r;
@@ -348,6 +348,7 @@ static int prefill(DibitSession *s, const int32_t *ids, int from, int n, DibitEr
 
 int64_t dibit_sync(DibitSession *s, const int32_t *ids, size_t n, DibitError *err) {
     int r = take_cancel(s, err), from = 0;
+    s->n_forwarded = 0;
     if (r != 0) return r;
     if (n > (size_t)s->n_ctx)
         return fail(err, DIBIT_E_CONTEXT, "a text of %zu tokens does not fit a context of %d", n,
@@ -385,6 +386,7 @@ static int finish(DibitSession *s, DibitPiece *piece, int32_t id, const char *re
 int dibit_next(DibitSession *s, DibitPiece *piece, DibitError *err) {
     *piece = (DibitPiece){ .text = s->text, .id = -1 };
     int r = take_cancel(s, err);
+    s->n_forwarded = 0;
     if (r != 0) return r;
     if (s->n_tokens == 0)
         return fail(err, DIBIT_E_ARGUMENT, "the prompt is empty: there is nothing to continue");
@@ -409,19 +411,21 @@ int dibit_next(DibitSession *s, DibitPiece *piece, DibitError *err) {
 }
 
 int dibit_forward(DibitSession *s, const int32_t *ids, size_t n, float *out, DibitError *err) {
-    size_t n_vocab = (size_t)s->engine->model.hp.n_vocab;
+    size_t n_vocab = (size_t)s->engine->model.hp.n_vocab, i = s->n_forwarded;
     int r = take_cancel(s, err);
+    s->n_forwarded = 0;
     if (r != 0) return r;
-    if (n > (size_t)(s->n_ctx - s->n_tokens))
+    if (n > (size_t)(s->n_ctx - s->n_tokens) + i)
         return fail(err, DIBIT_E_CONTEXT, "%zu tokens after %d do not fit a context of %d", n,
                     s->n_tokens, s->n_ctx);
     if ((r = check_ids(s, ids, n, err)) != 0 || n == 0) return r;
     if ((r = catch_up(s, false, err)) != 0) return r; /* the token sampled last */
     reopen(s);
     s->has_logits = false;
-    for (size_t i = 0; i < n;) {
+    while (i < n) {
         int k = (int)MIN((size_t)s->n_batch, n - i);
         r = run(s, ids + i, k, out ? out + i * n_vocab : NULL, true, err);
+        if (r == DIBIT_WAIT) s->n_forwarded = i;
         if (r != 0) return r;
         memmove(s->tokens + s->n_tokens, ids + i, (size_t)k * sizeof *ids);
         s->n_tokens += k;

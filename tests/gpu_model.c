@@ -8,10 +8,13 @@
 #include "gpu/step.h"
 #include "gpu_test.h"
 
+static bool no_wait;
+
 static struct DibitBackend *test_backend(void) {
     struct DibitBackend *b;
     DibitError err;
     GpuOptions opt = test_gpu_options();
+    opt.no_wait = no_wait;
     if (gpu_backend(&b, &opt, NULL, &err) == 0) return b;
     print_error("%s\n", err.text);
     return NULL;
@@ -188,6 +191,44 @@ static void test_refusals(void **state) {
     close_pair(&p);
 }
 
+/* A backend that does not block: every call is made until it is done, with no token computed twice
+ * or lost; a result that nobody awaits any more is let go. */
+static void test_no_wait(void **state) {
+    (void)state;
+    Pair p;
+    DibitError err;
+    DibitPiece a, b;
+    int64_t r, waits = 0;
+    int32_t ids[100];
+    DibitSessionOptions so = { .n_ctx = 128 };
+    no_wait = true;
+    open_pair(&p, &(Tiny){ .type = T_F32 }, NULL, &so);
+    no_wait = false;
+    for (int i = 0; i < 100; i++) ids[i] = 3 + (i * 37 + i * i) % 250;
+    assert_int_equal(dibit_forward(p.a, ids, 70, NULL, &err), 0);
+    while ((r = dibit_forward(p.b, ids, 70, NULL, &err)) == DIBIT_WAIT) waits++;
+    assert_int_equal(r, 0);
+    assert_true(waits > 0); /* not more passes than that are under way */
+    assert_int_equal(dibit_tokens(p.b, NULL), 70);
+    ids[99] = 7;
+    assert_int_equal(dibit_sync(p.b, ids, 100, &err), DIBIT_WAIT); /* and then something else */
+    ids[99] = 8;
+    while ((r = dibit_sync(p.b, ids, 100, &err)) == DIBIT_WAIT) waits++;
+    assert_true(r >= 0);
+    assert_int_equal(dibit_sync(p.a, ids, 100, &err), 30);
+    assert_true(logits_error(&p, dibit_last_logits(p.a), dibit_last_logits(p.b)) < 2e-4);
+    for (int i = 0; i < 12; i++) {
+        assert_int_equal(dibit_next(p.a, &a, &err), 1);
+        while ((r = dibit_next(p.b, &b, &err)) == DIBIT_WAIT) waits++;
+        assert_int_equal(r, 1);
+        assert_int_equal(a.id, b.id);
+    }
+    assert_int_equal(dibit_tokens(p.b, NULL), 112);
+    assert_true(waits > 12);
+    assert_int_equal(dibit_next(p.b, &b, &err), DIBIT_WAIT);
+    close_pair(&p); /* with a pass under way */
+}
+
 /* A NaN in a weight is an error that names the tensor, with logits and without. */
 static void test_nonfinite(void **state) {
     (void)state;
@@ -207,9 +248,8 @@ int main(int n, char **arg) {
     gpu_close(&g);
     if (n > 1) cmocka_set_test_filter(arg[1]);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_models),
-        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_nonfinite),
+        cmocka_unit_test(test_models),    cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_nonfinite), cmocka_unit_test(test_no_wait),
         cmocka_unit_test(test_greedy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -31,6 +31,7 @@ typedef struct GpuOptions {
     const char *library; /* path of the WebGPU library; NULL: $DIBIT_WEBGPU_LIB, then beside the
                             program, then where the system looks */
     bool floor;          /* ask for no more than every WebGPU device has */
+    bool no_wait;        /* a backend's passes return DIBIT_WAIT where they would wait */
     DibitAllocator memory;
 } GpuOptions;
 

@@ -27,6 +27,13 @@ typedef struct Backend {
     GpuMatrix output;
     GpuId output_norm;
     const struct Session *recorded; /* whose next pass is recorded, or NULL */
+    bool no_wait;
+    struct { /* the pass whose result is under way; session NULL: none */
+        const struct Session *session;
+        int pos, what;
+        int32_t id;
+        size_t n_bytes;
+    } flight;
 } Backend;
 
 typedef struct Session {
@@ -259,6 +266,7 @@ static void session_close(void **session) {
     Backend *b = s->b;
     GpuOps *o = &b->ops;
     if (b->recorded == s) forget_recorded(b);
+    if (b->flight.session == s) b->flight.id = -1; /* awaited by nobody, but to be read */
     GpuList *const lists[] = { &s->body, &s->head, &s->pick, &s->tail };
     for (size_t i = 0; i < ARRAY_LEN(lists); i++) gpu_list_free(o, lists[i]);
     const GpuId ids[] = { s->x,     s->qkv,    s->att,    s->ff,      s->logits,  s->best,
@@ -346,25 +354,54 @@ static void write_step(Session *s, int32_t id, int pos) {
     gpu_write(s->b->gpu, s->x, 0, s->row, e->cols * sizeof *s->row);
 }
 
+/* Ends a read that nobody awaits any more. */
+static int let_go(Backend *b, DibitError *err) {
+    if (!b->flight.session) return 0;
+    void *ignored = mem_alloc(&b->ops.memory, b->flight.n_bytes);
+    if (!ignored) return fail(err, DIBIT_E_MEMORY, "no memory for a result");
+    int r = gpu_read_ready(b->gpu, ignored, !b->no_wait, err);
+    mem_free(&b->ops.memory, ignored);
+    if (r == 0) return DIBIT_WAIT;
+    b->flight.session = NULL;
+    return MIN(r, 0);
+}
+
+static int start(Session *s, int32_t id, int what, DibitError *err) {
+    Backend *b = s->b;
+    int pos = s->c->n_past, r = let_go(b, err);
+    if (r != 0) return r;
+    bool wait = what != PASS_CACHE || ++s->n_unread == UNREAD;
+    size_t n = what == PASS_LOGITS ? (size_t)b->m->hp.n_vocab * sizeof(float) : 4;
+    record(s, pos, what);
+    write_step(s, id, pos);
+    if (!wait) return gpu_submit(b->gpu, err);
+    s->n_unread = 0;
+    if ((r = gpu_read_start(b->gpu, what == PASS_LOGITS ? s->logits : s->best, 0, n, err)) != 0)
+        return r;
+    b->flight.session = s;
+    b->flight.pos = pos;
+    b->flight.what = what;
+    b->flight.id = id;
+    b->flight.n_bytes = n;
+    if (what != PASS_CACHE) record_next(s, pos + 1, what);
+    return 0;
+}
+
 static int session_pass(void *session, int32_t id, int what, float *logits, int32_t *best,
                         DibitError *err) {
     Session *s = session;
-    Gpu *g = s->b->gpu;
-    int pos = s->c->n_past;
-    bool wait = what != PASS_CACHE || ++s->n_unread == UNREAD;
-    GpuId from = what == PASS_LOGITS ? s->logits : s->best;
-    size_t n = what == PASS_LOGITS ? (size_t)s->b->m->hp.n_vocab * sizeof *logits : 4;
+    Backend *b = s->b;
     uint32_t ignored;
-    record(s, pos, what);
-    write_step(s, id, pos);
-    if (!wait) return gpu_submit(g, err);
-    s->n_unread = 0;
-    int r = gpu_read_start(g, from, 0, n, err);
-    if (r != 0) return r;
-    if (what != PASS_CACHE) record_next(s, pos + 1, what);
+    if (b->flight.session != s || b->flight.pos != s->c->n_past || b->flight.what != what ||
+        b->flight.id != id) {
+        int r = start(s, id, what, err);
+        if (r != 0 || !b->flight.session) return r;
+    }
     void *to = what == PASS_LOGITS ? (void *)logits : what == PASS_GREEDY ? best : (void *)&ignored;
-    r = gpu_read_ready(g, to, true, err);
-    return r < 0 ? r : 0;
+    int r = gpu_read_ready(b->gpu, to, !b->no_wait, err);
+    if (r == 0) return DIBIT_WAIT;
+    b->flight.session = NULL;
+    return MIN(r, 0);
 }
 
 /* ---- filling ---- */
@@ -438,6 +475,7 @@ int gpu_backend(struct DibitBackend **out, const GpuOptions *opt, GpuCaps *caps,
                              .fill = session_fill,
                              .bytes = session_bytes,
                              .free = backend_free };
+    b->no_wait = opt && opt->no_wait;
     int r = gpu_open(&b->gpu, opt, err);
     if (r == 0) r = gpu_ops_create(&b->ops, b->gpu, opt ? &opt->memory : NULL, err);
     if (r != 0) {
