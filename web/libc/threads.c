@@ -73,7 +73,7 @@ int pthread_cond_broadcast(pthread_cond_t *c) {
 
 /* ---- threads: each announced one has a piece of work, which any of them may take ---- */
 
-enum { MAX_THREADS = 63, STACK = 256 << 10 };
+enum { MAX_THREADS = 63, STACK = 128 << 10 };
 enum { NONE, FILLING, READY, RUNNING, DONE };
 struct DibitThread {
     _Atomic int state;
