@@ -53,7 +53,7 @@ endforeach()
 
 add_test(NAME example_kv COMMAND example_kv)
 list(APPEND TESTS example_kv)
-foreach(name includes install neon greedy wasm package cli shaders)
+foreach(name includes install neon greedy wasm package bundle cli shaders)
   if(EXISTS ${CMAKE_SOURCE_DIR}/tests/${name}.sh)
     add_test(NAME ${name}.sh COMMAND sh tests/${name}.sh)
     list(APPEND TESTS ${name}.sh)

@@ -7,5 +7,5 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 rm -rf "$root/web/dist"
 mkdir "$root/web/dist"
 node "$root/tools/squeeze.mjs" "$root/web/dist" "$root"/web/src/*.js
-cp "$root"/web/src/*.d.ts "$1"/dibit-*.wasm "$root/web/dist"
+cp "$root"/web/src/*.d.ts "$root/LICENSE" "$1"/dibit-*.wasm "$root/web/dist"
 ls -l "$root/web/dist" | awk 'NR > 1 { n += $5 } END { print "web/dist: " NR - 1 " files, " n " bytes" }'
