@@ -79,10 +79,12 @@ typedef struct PlanModel {
     char name[64], architecture[32];
     uint64_t file_bytes; /* 0: a model by name */
     size_t header_bytes; /* before the first tensor's data */
-    size_t repacked;     /* bytes of the copies that opening makes, unless told not to */
-    bool kv_calibrated;  /* its k2, k3 and q4 caches have calibrated bases */
-    bool tied;           /* the output matrix is the embedding */
-    int type[N_GROUPS];  /* the type that most of a group's bytes have, -1: it has no tensors */
+    size_t repacked;    /* bytes of the interleaved copies that opening makes, unless told not to or
+                           to do it in place */
+    size_t bases;       /* and of what it always makes: inverses of the cache's bases */
+    bool kv_calibrated; /* its k2, k3 and q4 caches have calibrated bases */
+    bool tied;          /* the output matrix is the embedding */
+    int type[N_GROUPS]; /* the type that most of a group's bytes have, -1: it has no tensors */
     size_t bytes[N_GROUPS];
     /* A model by name has no file yet: puts in the types of the groups, sets the bytes. Else NULL.
      */
@@ -138,7 +140,7 @@ int plan_request_read(PlanRequest *q, const char *text, size_t n, DibitError *er
 typedef struct PlanNeed {
     int n_ctx, n_threads;
     ContextTypes kv_types;
-    size_t weights, kv, scratch, total; /* weights: repacked copies included where they are made */
+    size_t weights, kv, scratch, total; /* weights: with what opening makes of them */
 } PlanNeed;
 int plan_need(PlanNeed *out, const PlanModel *m, const PlanRequest *q, DibitError *err);
 /* The same for the positions, types and threads that *n has. */

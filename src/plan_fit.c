@@ -130,7 +130,7 @@ static void fewer_positions(Fit *f, int *row, bool *repack) {
     Plan *p = f->p;
     char need[32], have[32], text[16];
     *row = f->last;
-    *repack = f->q->repack == 1;
+    *repack = f->q->repack == 1 || (f->q->repack != 0 && f->m.repacked == 0);
     int n = most_positions(f, *row, *repack, MIN(LEAST_CTX, f->wanted), f->wanted);
     p->fits = n > 0 && f->q->n_ctx <= 0;
     fits(f, *row, p->fits ? n : f->wanted, *repack, &p->need);
@@ -191,7 +191,7 @@ static void add_bytes(Fit *f) {
         const char *why;
     } rows[] = {
         { "weights", p->need.weights,
-          p->repack ? "with the copies made at opening" : "as in the file" },
+          p->repack && f->m.repacked ? "with the copies made at opening" : "as in the file" },
         { "kv", p->need.kv, "keys and values" },
         { "scratch", p->need.scratch, "activations, logits, tables" },
         { "staging", p->staging,
@@ -208,13 +208,14 @@ static void add_bytes(Fit *f) {
     plan_add(p, "fits", p->fits ? "yes" : "no", "%s of %s", text, have);
 }
 
-static void add_repack(Fit *f, bool repack) {
-    f->p->repack = repack && f->m.repacked > 0;
-    if (f->m.repacked == 0) return;
+static void add_repack(Fit *f, bool repack, bool in_place, bool any) {
+    f->p->repack = repack && any;
+    if (!any) return;
     plan_add(f->p, "repack", repack ? "on" : "off",
-             repack              ? "copies of q4 and q8 matrices that run faster fit too"
-             : f->q->repack == 0 ? "as asked for"
-                                 : "the faster copies of q4 and q8 matrices do not fit");
+             f->q->repack == 0 ? "as asked for"
+             : in_place        ? "q4 and q8 matrices are interleaved where they lie, to run faster"
+             : repack          ? "copies of q4 and q8 matrices that run faster fit too"
+                               : "the faster copies of q4 and q8 matrices do not fit");
 }
 
 /* ---- variants ---- */
@@ -291,7 +292,8 @@ static int check_heads(Fit *f, DibitError *err) {
 
 int plan_fit(Plan *p, const DeviceInfo *d, const PlanModel *m, const PlanRequest *q,
              DibitError *err) {
-    bool repack = false, found = false;
+    bool repack = false, found = false, native = strcmp(d->engine, "native") == 0;
+    bool packable = m && m->repacked > 0;
     int row = 0;
     if (!m) return 0;
     Fit f = { .p = p, .q = q, .m = *m, .wanted = wanted_ctx(m, q) };
@@ -299,6 +301,7 @@ int plan_fit(Plan *p, const DeviceInfo *d, const PlanModel *m, const PlanRequest
         f.m.context.weights = (size_t)q->variants[p->variant].bytes;
         f.m.repacked = 0; /* its types are not known to the tensor */
     }
+    if (!native) f.m.repacked = 0; /* it is done in place */
     int r = read_given(&f, err);
     if (r == 0) r = check_heads(&f, err);
     if (r == 0) r = lower_until_it_fits(&f, d, &row, &repack, &found, err);
@@ -310,7 +313,7 @@ int plan_fit(Plan *p, const DeviceInfo *d, const PlanModel *m, const PlanRequest
     if (q->n_variants && p->variant < 0) p->fits = false;
     p->n_ctx = p->need.n_ctx;
     add_cache(&f, row);
-    add_repack(&f, repack);
+    add_repack(&f, repack, !native, packable);
     add_bytes(&f);
     return 0;
 }

@@ -71,7 +71,7 @@ static void take_model(PlanModel *out, const Gguf *file, const Model *m) {
     c->n_vocab = h->n_vocab;
     c->n_params = m->n_params;
     c->weights = m->file_bytes;
-    out->repacked = m->packed_bytes;
+    out->bases = m->packed_bytes;
     out->kv_calibrated = gguf_find(file, "blk.0.kv_k.basis") != NULL;
     out->tied = m->tied;
     out->file_bytes = gguf_file_bytes(file);
@@ -102,9 +102,13 @@ int plan_take(PlanModel *m, const Gguf *file, DibitError *err) {
     Kern kern;
     *m = (PlanModel){ .tied = false };
     kern_init(&kern, ~0u);
-    int r = model_peek(&model, file, &kern, false, NULL, err);
+    int r = model_peek(&model, file, &kern, true, NULL, err);
     if (r != 0) return r;
     take_model(m, file, &model);
+    model_close(&model);
+    r = model_peek(&model, file, &kern, false, NULL, err);
+    if (r != 0) return r;
+    m->repacked = model.packed_bytes - m->bases;
     model_close(&model);
     return 0;
 }
@@ -130,8 +134,8 @@ int plan_cache_type(const char *name, int *type, const char *which, DibitError *
 
 int plan_count(PlanNeed *n, const PlanModel *m, bool repack, DibitError *err) {
     ContextOptions o = { .sinks = KV_SINKS, .window = KV_WINDOW, .n_threads = n->n_threads };
-    n->weights = m->context.weights;
-    if (repack && !size_add(n->weights, m->repacked, &n->weights))
+    if (!size_add(m->context.weights, m->bases, &n->weights) ||
+        (repack && !size_add(n->weights, m->repacked, &n->weights)))
         return fail(err, DIBIT_E_MEMORY, "the model is too large for this machine");
     if (!context_kv_bytes(&m->context, &o, &n->kv_types, n->n_ctx, &n->kv) ||
         !context_scratch_bytes(&m->context, &o, &n->kv_types, n->n_ctx, &n->scratch) ||

@@ -30,6 +30,7 @@ int main(void) {
         cmocka_unit_test(context_is_cut_only_where_it_was_not_asked_for),
         cmocka_unit_test(models_by_name_are_lowered_until_they_fit),
         cmocka_unit_test(a_calibration_in_the_file_is_told),
+        cmocka_unit_test(repacking),
         cmocka_unit_test(variants_by_fit_and_loss),
         cmocka_unit_test(plans_as_text),
         cmocka_unit_test(device_texts_of_any_kind),

@@ -475,6 +475,27 @@ void a_calibration_in_the_file_is_told(void **state) {
     mem_free(NULL, image);
 }
 
+/* In a browser q4 and q8 are interleaved where they lie; natively a copy is made if it fits. */
+void repacking(void **state) {
+    (void)state;
+    size_t size;
+    uint8_t *image = tiny_image(&(Tiny){ .type = T_Q4_0, .n_ctx = 512 }, &size);
+    PlanModel m;
+    PlanPart part = { .data = image, .present = size, .total = size };
+    assert_int_equal(plan_peek(&m, &part, 1, NULL), 0);
+    assert_true(m.repacked > 100000 && m.bases == 0);
+    Plan p = plan_of(CHROME NO_GPU, &m, "");
+    says(&p, "repack", "on", "where they lie");
+    assert_int_equal(p.need.weights, m.context.weights);
+    p = plan_of(NATIVE "memory_mb=4096\n", &m, "");
+    says(&p, "repack", "on", "fit too");
+    assert_int_equal(p.need.weights, m.context.weights + m.repacked);
+    p = plan_of(NATIVE "memory_mb=4096\n", &m, "repack=0");
+    says(&p, "repack", "off", "as asked for");
+    assert_int_equal(p.need.weights, m.context.weights);
+    mem_free(NULL, image);
+}
+
 /* ---- variants ---- */
 
 static const char *picks(const char *text, const char *more) {

@@ -34,6 +34,7 @@ void cache_types_in_the_order_of_their_loss(void **state);
 void context_is_cut_only_where_it_was_not_asked_for(void **state);
 void models_by_name_are_lowered_until_they_fit(void **state);
 void a_calibration_in_the_file_is_told(void **state);
+void repacking(void **state);
 void variants_by_fit_and_loss(void **state);
 void plans_as_text(void **state);
 /* plan_hostile.c */
