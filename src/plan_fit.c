@@ -31,6 +31,7 @@ typedef struct Fit {
     int first, last; /* rows of caches that may be taken */
     int given[2];    /* types asked for, or -1 */
     int wanted;      /* positions */
+    bool in_place;   /* q4 and q8 are interleaved without a copy */
 } Fit;
 
 static int wanted_ctx(const PlanModel *m, const PlanRequest *q) {
@@ -43,8 +44,8 @@ static bool fits(const Fit *f, int i, int n_ctx, bool repack, PlanNeed *n) {
     n->kv_types.k = f->given[0] >= 0 ? f->given[0] : caches[i].k;
     n->kv_types.v = f->given[1] >= 0 ? f->given[1] : caches[i].v;
     size_t total;
-    return plan_count(n, &f->m, repack, NULL) == 0 && size_add(n->total, f->p->staging, &total) &&
-           total <= f->p->budget;
+    return plan_count(n, &f->m, repack && !f->in_place, NULL) == 0 &&
+           size_add(n->total, f->p->staging, &total) && total <= f->p->budget;
 }
 
 static bool find_cache(Fit *f, int n_ctx, int *row, bool *repack) {
@@ -130,7 +131,7 @@ static void fewer_positions(Fit *f, int *row, bool *repack) {
     Plan *p = f->p;
     char need[32], have[32], text[16];
     *row = f->last;
-    *repack = f->q->repack == 1 || (f->q->repack != 0 && f->m.repacked == 0);
+    *repack = f->q->repack == 1 || (f->q->repack != 0 && f->in_place);
     int n = most_positions(f, *row, *repack, MIN(LEAST_CTX, f->wanted), f->wanted);
     p->fits = n > 0 && f->q->n_ctx <= 0;
     fits(f, *row, p->fits ? n : f->wanted, *repack, &p->need);
@@ -191,7 +192,9 @@ static void add_bytes(Fit *f) {
         const char *why;
     } rows[] = {
         { "weights", p->need.weights,
-          p->repack && f->m.repacked ? "with the copies made at opening" : "as in the file" },
+          p->repack && !f->in_place ? "with the copies made at opening"
+          : f->m.weigh              ? "in the types above"
+                                    : "as in the file" },
         { "kv", p->need.kv, "keys and values" },
         { "scratch", p->need.scratch, "activations, logits, tables" },
         { "staging", p->staging,
@@ -208,12 +211,12 @@ static void add_bytes(Fit *f) {
     plan_add(p, "fits", p->fits ? "yes" : "no", "%s of %s", text, have);
 }
 
-static void add_repack(Fit *f, bool repack, bool in_place, bool any) {
-    f->p->repack = repack && any;
-    if (!any) return;
+static void add_repack(Fit *f, bool repack) {
+    f->p->repack = repack && f->m.repacked > 0;
+    if (f->m.repacked == 0) return;
     plan_add(f->p, "repack", repack ? "on" : "off",
              f->q->repack == 0 ? "as asked for"
-             : in_place        ? "q4 and q8 matrices are interleaved where they lie, to run faster"
+             : f->in_place     ? "q4 and q8 matrices are interleaved where they lie, to run faster"
              : repack          ? "copies of q4 and q8 matrices that run faster fit too"
                                : "the faster copies of q4 and q8 matrices do not fit");
 }
@@ -237,7 +240,9 @@ static bool variant_fits(const Plan *p, const PlanModel *m, const PlanRequest *q
     bool repack;
     if (v->bytes > p->budget) return false;
     if (!m) return v->bytes + p->staging + v->bytes / 8 <= p->budget; /* an eighth for the rest */
-    Fit f = { &copy, q, *m, Q8_ROW, (int)ARRAY_LEN(caches) - 1, { -1, -1 }, wanted_ctx(m, q) };
+    Fit f = {
+        &copy, q, *m, Q8_ROW, (int)ARRAY_LEN(caches) - 1, { -1, -1 }, wanted_ctx(m, q), true
+    };
     f.m.context.weights = (size_t)v->bytes;
     f.m.repacked = 0;
     return find_cache(&f, f.wanted, &row, &repack);
@@ -293,7 +298,6 @@ static int check_heads(Fit *f, DibitError *err) {
 int plan_fit(Plan *p, const DeviceInfo *d, const PlanModel *m, const PlanRequest *q,
              DibitError *err) {
     bool repack = false, found = false, native = strcmp(d->engine, "native") == 0;
-    bool packable = m && m->repacked > 0;
     int row = 0;
     if (!m) return 0;
     Fit f = { .p = p, .q = q, .m = *m, .wanted = wanted_ctx(m, q) };
@@ -301,7 +305,7 @@ int plan_fit(Plan *p, const DeviceInfo *d, const PlanModel *m, const PlanRequest
         f.m.context.weights = (size_t)q->variants[p->variant].bytes;
         f.m.repacked = 0; /* its types are not known to the tensor */
     }
-    if (!native) f.m.repacked = 0; /* it is done in place */
+    f.in_place = !native;
     int r = read_given(&f, err);
     if (r == 0) r = check_heads(&f, err);
     if (r == 0) r = lower_until_it_fits(&f, d, &row, &repack, &found, err);
@@ -313,7 +317,7 @@ int plan_fit(Plan *p, const DeviceInfo *d, const PlanModel *m, const PlanRequest
     if (q->n_variants && p->variant < 0) p->fits = false;
     p->n_ctx = p->need.n_ctx;
     add_cache(&f, row);
-    add_repack(&f, repack, !native, packable);
+    add_repack(&f, repack);
     add_bytes(&f);
     return 0;
 }

@@ -16,7 +16,7 @@ static int weigh(PlanModel *m, const int type[N_GROUPS], DibitError *err) {
     memcpy(m->type, type, sizeof m->type);
     if (m->tied) m->type[GROUP_OUTPUT] = -1;
     if (!s->n_mels) m->type[GROUP_AUDIO] = -1;
-    return shape_bytes(s, &t, &m->context.n_params, &m->context.weights, err);
+    return shape_bytes(s, &t, &m->context.n_params, &m->context.weights, &m->repacked, err);
 }
 
 int plan_named(PlanModel *m, const char *name, DibitError *err) {

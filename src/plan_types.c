@@ -240,7 +240,7 @@ static void add_types(Plan *p, const PlanModel *m, const PlanRequest *q,
         const char *key = plan_group_names[g], *type = type_info(p->type[g])->name;
         if ((m && m->type[g] < 0) || have < 0) continue; /* it has none, or none is known */
         if (have != p->type[g])
-            plan_add(p, key, type_info(have)->name, "as the file has it; here %s was best: %s",
+            plan_add(p, key, type_info(have)->name, "as the file has it; here it should be %s: %s",
                      type, why[g]);
         else if (g == GROUP_NORMS)
             plan_add(p, key, type, "vectors stay as they are: a thousandth of the bytes");

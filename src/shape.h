@@ -33,12 +33,14 @@ const Shape *shape_find(const char *name); /* its name or source, any case; NULL
 int shape_weights(const Shape *s, const char *type, const char *head, uint64_t *n_params,
                   size_t *n_bytes, DibitError *err);
 
-/* The same with a type for each kind of matrix. */
+/* The same with a type for each kind of matrix. n_packed may be NULL: bytes of the interleaved
+ * copies of q4 and q8 matrices that opening such a model makes, the embedding's where it is the
+ * output. */
 typedef struct ShapeTypes {
     const struct TypeInfo *attention, *feed_forward, *embedding, *output;
 } ShapeTypes;
 int shape_bytes(const Shape *s, const ShapeTypes *types, uint64_t *n_params, size_t *n_bytes,
-                DibitError *err);
+                size_t *n_packed, DibitError *err);
 
 /* A GGUF image without a tokenizer of a shape of SHAPE_LLAMA without a window: block matrices in
  * `type`, embedding and output in head_type (tied where the shape ties them), vocabulary n_vocab

@@ -104,7 +104,7 @@ bool shape_can_make(const Shape *s) {
 typedef struct Tally {
     const ShapeTypes *types;
     uint64_t n_params;
-    size_t n_bytes;
+    size_t n_bytes, n_packed;
     size_t odd_cols; /* columns that do not fit the type, or 0 */
     const TypeInfo *odd;
     bool wrapped;
@@ -123,6 +123,16 @@ static void add(Tally *t, const TypeInfo *type, int times, int rows, int cols) {
     if (!size_mul(n, (size_t)times, &n) || !size_add(t->n_bytes, n, &t->n_bytes)) t->wrapped = true;
 }
 
+/* The same of matrices that tokens are multiplied with. */
+static void add_matrix(Tally *t, const TypeInfo *type, int times, int rows, int cols) {
+    size_t n = 0;
+    add(t, type, times, rows, cols);
+    if (type->id != T_Q4_0 && type->id != T_Q8_0) return;
+    if (!type_bytes(type, ((uint64_t)rows + 15) / 16 * 16, (uint64_t)cols, &n) ||
+        !size_mul(n, (size_t)times, &n) || !size_add(t->n_packed, n, &t->n_packed))
+        t->wrapped = true;
+}
+
 static void add_vector(Tally *t, int times, int n) {
     add(t, type_info(T_F32), times, 1, n);
 }
@@ -132,13 +142,13 @@ static void tally_decoder(Tally *t, const Shape *s) {
     int l = s->n_layers, e = s->n_embd, q = s->n_heads * s->head_dim;
     int kv = s->n_kv_heads * s->head_dim;
     const ShapeTypes *y = t->types;
-    add(t, y->embedding, 1, s->n_vocab, e);
-    if (!s->tied) add(t, y->output, 1, s->n_vocab, e);
-    add(t, y->attention, l, q, e);
-    add(t, y->attention, 2 * l, kv, e);
-    add(t, y->attention, l, e, q);
-    add(t, y->feed_forward, 2 * l, s->n_ff, e);
-    add(t, y->feed_forward, l, e, s->n_ff);
+    if (!s->tied) add(t, y->embedding, 1, s->n_vocab, e);
+    add_matrix(t, s->tied ? y->embedding : y->output, 1, s->n_vocab, e);
+    add_matrix(t, y->attention, l, q, e);
+    add_matrix(t, y->attention, 2 * l, kv, e);
+    add_matrix(t, y->attention, l, e, q);
+    add_matrix(t, y->feed_forward, 2 * l, s->n_ff, e);
+    add_matrix(t, y->feed_forward, l, e, s->n_ff);
     add_vector(t, 2 * l + 1, e);
     if (s->family == SHAPE_QWEN2) add_vector(t, l, q + 2 * kv);
     if (s->family == SHAPE_QWEN3) add_vector(t, 2 * l, s->head_dim);
@@ -179,7 +189,7 @@ static void tally_whisper(Tally *t, const Shape *s) {
 }
 
 int shape_bytes(const Shape *s, const ShapeTypes *types, uint64_t *n_params, size_t *n_bytes,
-                DibitError *err) {
+                size_t *n_packed, DibitError *err) {
     Tally t = { .types = types };
     if (s->family == SHAPE_BERT)
         tally_bert(&t, s);
@@ -193,6 +203,7 @@ int shape_bytes(const Shape *s, const ShapeTypes *types, uint64_t *n_params, siz
     if (t.wrapped) return fail(err, DIBIT_E_MEMORY, "%s is too large for this machine", s->name);
     *n_params = t.n_params;
     *n_bytes = t.n_bytes;
+    if (n_packed) *n_packed = t.n_packed;
     return 0;
 }
 
@@ -201,5 +212,5 @@ int shape_weights(const Shape *s, const char *type, const char *head, uint64_t *
     const TypeInfo *body = type_by_name(type), *ends = type_by_name(head);
     if (!body || !ends)
         return fail(err, DIBIT_E_ARGUMENT, "unknown tensor type \"%.40s\"", body ? head : type);
-    return shape_bytes(s, &(ShapeTypes){ body, body, ends, ends }, n_params, n_bytes, err);
+    return shape_bytes(s, &(ShapeTypes){ body, body, ends, ends }, n_params, n_bytes, NULL, err);
 }
