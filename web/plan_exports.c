@@ -9,21 +9,22 @@
 
 #define EXPORT(name) __attribute__((export_name(#name)))
 
-/* What a model takes, from the first n_have bytes of its file of n_total. `request` has lines of
- * n_ctx, n_threads, cache_type_k, cache_type_v, repack=0 or 1, all of them optional. The result has
- * lines "key\tvalue"; where more of the header is needed there is one alone, "need\tBYTES": bytes
- * from the file's start that are worth trying. */
+/* What a model takes, from the first bytes of its file, or of all its shards: heads[i] of totals[i]
+ * bytes (0: nobody knows). `request` has lines of n_ctx, n_threads, cache_type_k, cache_type_v,
+ * repack=0 or 1, all of them optional. The result has lines "key\tvalue"; where more of a header is
+ * needed there is one alone, "need\tBYTES\tPART": bytes from that part's start that are worth
+ * trying. */
 EXPORT(dibit_peek)
-int64_t dibit_peek(const void *header, size_t n_have, double n_total, const char *request,
-                   size_t n_request, char *out, size_t cap, DibitError *err);
+int64_t dibit_peek(const DibitImage *heads, const double *totals, size_t n_parts,
+                   const char *request, size_t n_request, char *out, size_t cap, DibitError *err);
 
 /* The plan (docs/PLAN.md) for a device, described by lines "key=value" (plan.h, web/src/detect.js),
- * and a model, by its header as above; n_have 0: none yet. `request` has lines of PlanRequest. The
- * result has lines "key\tvalue\treason", or "need\tBYTES" alone. */
+ * and a model, by its heads as above; n_parts 0: none yet. `request` has lines of PlanRequest. The
+ * result has lines "key\tvalue\treason", or "need\tBYTES\tPART" alone. */
 EXPORT(dibit_plan_text)
-int64_t dibit_plan_text(const char *device, size_t n_device, const void *header, size_t n_have,
-                        double n_total, const char *request, size_t n_request, char *out,
-                        size_t cap, DibitError *err);
+int64_t dibit_plan_text(const char *device, size_t n_device, const DibitImage *heads,
+                        const double *totals, size_t n_parts, const char *request, size_t n_request,
+                        char *out, size_t cap, DibitError *err);
 
 static int64_t print_need(const PlanModel *m, const PlanNeed *n, char *out, size_t cap) {
     const ContextPart *p = &m->context.parts[0];
@@ -39,43 +40,63 @@ static int64_t print_need(const PlanModel *m, const PlanNeed *n, char *out, size
                     (unsigned long long)n->total);
 }
 
-/* As plan_peek(), with the request. */
-static int read_model(PlanModel *m, PlanPart *part, PlanRequest *q, double n_total,
-                      const char *request, size_t n_request, DibitError *err) {
-    if (!(n_total >= 0 && n_total <= 0x1p53))
-        return fail(err, DIBIT_E_ARGUMENT, "%g is no file's size", n_total);
-    part->total = (uint64_t)n_total;
-    int r = plan_request_read(q, request, n_request, err);
-    return r || part->present == 0 ? r : plan_peek(m, part, 1, err);
+/* As plan_peek(), which gets the parts that are asked about. */
+static int peek_parts(PlanModel *m, PlanPart *parts, const DibitImage *heads, const double *totals,
+                      size_t n, DibitError *err) {
+    for (size_t i = 0; i < n; i++) {
+        if (!(totals[i] >= 0 && totals[i] <= 0x1p53))
+            return fail(err, DIBIT_E_ARGUMENT, "%g is no file's size", totals[i]);
+        parts[i] = (PlanPart){ .data = heads[i].data, .present = heads[i].size };
+        parts[i].total = (uint64_t)totals[i];
+    }
+    return plan_peek(m, parts, n, err);
 }
 
-int64_t dibit_peek(const void *header, size_t n_have, double n_total, const char *request,
-                   size_t n_request, char *out, size_t cap, DibitError *err) {
+/* The request and the model. Returns 1 where a part is too short, of which `out` then says how much
+ * is needed, *n bytes long. */
+static int read_model(PlanModel *m, PlanRequest *q, const DibitImage *heads, const double *totals,
+                      size_t n_parts, const char *request, size_t n_request, char *out, size_t cap,
+                      int64_t *n, DibitError *err) {
+    int r = plan_request_read(q, request, n_request, err);
+    if (r != 0 || n_parts == 0) return r;
+    PlanPart *parts = mem_calloc(NULL, n_parts, sizeof *parts);
+    if (!parts) return fail(err, DIBIT_E_MEMORY, "no memory for %zu parts", n_parts);
+    r = peek_parts(m, parts, heads, totals, n_parts, err);
+    for (size_t i = 0; r > 0 && i < n_parts; i++)
+        if (parts[i].need)
+            *n = snprintf(out, cap, "need\t%llu\t%zu\n", (unsigned long long)parts[i].need, i);
+    mem_free(NULL, parts);
+    return r;
+}
+
+int64_t dibit_peek(const DibitImage *heads, const double *totals, size_t n_parts,
+                   const char *request, size_t n_request, char *out, size_t cap, DibitError *err) {
     PlanModel m;
     PlanRequest q;
     PlanNeed need;
-    PlanPart part = { .data = header, .present = n_have };
-    if (n_have == 0) return snprintf(out, cap, "need\t%d\n", 1 << 16);
-    int r = read_model(&m, &part, &q, n_total, request, n_request, err);
-    if (r > 0) return snprintf(out, cap, "need\t%llu\n", (unsigned long long)part.need);
+    int64_t n = 0;
+    if (n_parts == 0) return fail(err, DIBIT_E_ARGUMENT, "no part of the model is given");
+    int r = read_model(&m, &q, heads, totals, n_parts, request, n_request, out, cap, &n, err);
+    if (r > 0) return n;
     if (r == 0) r = plan_need(&need, &m, &q, err);
     return r ? r : print_need(&m, &need, out, cap);
 }
 
-int64_t dibit_plan_text(const char *device, size_t n_device, const void *header, size_t n_have,
-                        double n_total, const char *request, size_t n_request, char *out,
-                        size_t cap, DibitError *err) {
+int64_t dibit_plan_text(const char *device, size_t n_device, const DibitImage *heads,
+                        const double *totals, size_t n_parts, const char *request, size_t n_request,
+                        char *out, size_t cap, DibitError *err) {
     DeviceInfo d;
     PlanModel m;
     PlanRequest q;
-    PlanPart part = { .data = header, .present = n_have };
+    int64_t n = 0;
     int r = device_read(&d, device, n_device, err);
-    if (r == 0) r = read_model(&m, &part, &q, n_total, request, n_request, err);
-    if (r > 0) return snprintf(out, cap, "need\t%llu\n", (unsigned long long)part.need);
+    if (r == 0)
+        r = read_model(&m, &q, heads, totals, n_parts, request, n_request, out, cap, &n, err);
+    if (r > 0) return n;
     Plan *p = r ? NULL : mem_alloc(NULL, sizeof *p);
     if (r == 0 && !p) r = fail(err, DIBIT_E_MEMORY, "no memory for a plan");
-    if (r == 0) r = plan_make(p, &d, n_have ? &m : NULL, &q, err);
-    int64_t n = r ? r : (int64_t)plan_write(p, out, cap);
+    if (r == 0) r = plan_make(p, &d, n_parts ? &m : NULL, &q, err);
+    n = r ? r : (int64_t)plan_write(p, out, cap);
     mem_free(NULL, p);
     return n;
 }

@@ -38,7 +38,7 @@ export class Engine {
         const { o, host } = this, { signal } = host;
         const model = await this.#pickVariant(o.model, wasm);
         this.image = await loadModel({ model, store: o.store, wasm, signal, onProgress: host.progress, warn: host.warn,
-            plan: (head, size, rest) => this.#planned(head, size, rest) });
+            plan: parts => this.#planned(parts) });
         const { size } = this.image;
         host.progress({ loaded: size, total: size, stage: 'open' });
         await this.#openModel();
@@ -89,27 +89,28 @@ export class Engine {
         return [...Object.entries(lines).filter(([, v]) => v !== undefined).map(line => line.join('=')), ...more].join('\n');
     }
 
-    #planLines(head, size, more) {
-        const lines = this.wasm.lines('dibit_plan_text', this.o.device, head, size, this.#request(more));
+    #planLines(parts, more) {
+        const lines = this.wasm.lines('dibit_plan_text', this.o.device, parts, this.#request(more));
         return lines.map(([key, value, reason]) => ({ key, value, reason }));
     }
 
-    /** What the model takes, judged before its bytes come. */
-    #planned(head, size, rest) {
-        const plan = this.#planLines(rest ? new Uint8Array() : head, rest ? 0 : size ?? 0);
-        const get = key => plan.find(line => line.key === key);
-        if (get('need')) return Number(get('need').value);
+    /** What the model takes, judged before its bytes come, by the first bytes of its files. */
+    #planned(parts) {
+        const plan = this.#planLines(parts), get = key => plan.find(line => line.key === key);
+        const number = key => Number(get(key).value);
+        if (get('need')) return { need: number('need'), part: Number(get('need').reason) };
         this.plan = [...this.variantPlan ?? [], ...plan];
-        this.settings = { n_ctx: this.o.n_ctx ?? (Number(get('n_ctx')?.value) || undefined),
-            cache_type_k: get('cache_type_k')?.value, cache_type_v: get('cache_type_v')?.value };
-        this.path.threads = Math.min(this.path.threads, Number(get('n_threads').value));
-        this.repack = get('repack')?.value !== 'off';
-        this.sleep_ms = Number(get('sleep_ms')?.value ?? 0);
-        const needed = rest ? size + rest : Number(get('total').value), available = Number(get('budget').value);
-        if (rest ? needed > available : get('fits').value === 'no')
-            fail('out_of_memory', `${needed} bytes are needed, the budget is ${available} (${get('budget').reason}); ` +
-                'a smaller n_ctx, smaller cache types or a smaller file need less', { needed, available });
-        return { file: rest ? size : Number(this.wasm.lines('dibit_peek', head, size ?? 0, '').find(l => l[0] === 'file')[1]) };
+        if (get('fits').value === 'no')
+            fail('out_of_memory', `${number('total')} bytes are needed, the budget is ${number('budget')} ` +
+                `(${get('budget').reason}); a smaller n_ctx, smaller cache types or a smaller file need less`,
+            { needed: number('total'), available: number('budget') });
+        this.settings = { n_ctx: number('n_ctx'), cache_type_k: get('cache_type_k').value,
+            cache_type_v: get('cache_type_v').value };
+        this.path.threads = Math.min(this.path.threads, number('n_threads'));
+        this.repack = get('repack').value !== 'off';
+        this.sleep_ms = number('sleep_ms');
+        if (parts[0].size !== undefined) return {};
+        return { file: Number(this.wasm.lines('dibit_peek', parts, '').find(([key]) => key === 'file')[1]) };
     }
 
     /** Of a manifest (model.json) the file that suits this device; any other model is itself. */
@@ -119,7 +120,7 @@ export class Engine {
         await wasm;
         const lines = manifest.variants.map(v => `variant=${v.file} bytes=${v.bytes}${v.kld === undefined ? '' : ` kld=${v.kld}`}` +
             Object.entries(v.types ?? {}).map(([group, type]) => ` ${group}=${type}`).join(''));
-        const plan = this.#planLines(new Uint8Array(), 0, lines), picked = plan.find(line => line.key === 'variant');
+        const plan = this.#planLines([], lines), picked = plan.find(line => line.key === 'variant');
         if (!picked || !manifest.variants.some(v => v.file === picked.value))
             fail('out_of_memory', `none of the ${lines.length} files of ${model} fits: ${picked?.reason ?? ''}`);
         this.variantPlan = [picked];

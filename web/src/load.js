@@ -112,7 +112,8 @@ class Part {
             if (n <= size || this.kept.complete) return out;
             return joined([out, ...await this.#pull(n - size)]);
         }
-        return joined(await this.#pull(n));
+        // Of other shards no connection is held while the plan is made: a browser has few of them.
+        return this.stream ? joined(await this.#pull(n)) : this.remote.peek(n);
     }
 
     async #pull(n) {
@@ -151,6 +152,7 @@ class Part {
             came(chunk.length, 'download');
             await this.#keep(ptr, at);
         }
+        if (this.guessed && this.size - at < 32) this.size = at; // the padding at the end may be missing
         if (at < this.size)
             fail('download', `${this.name}: ended after ${at} of ${this.size} bytes`, { loaded: at, total: this.size });
         await this.kept?.save(true);
@@ -207,8 +209,8 @@ async function inTurn(tasks, atOnce) {
 /**
  * Loads a model; returns { ptr, images: [{ ptr, size }], size, peak }.
  * @param {object} o model, store: as of createEngine; wasm: a promise of the module; signal;
- *   plan(head, size, rest): called with more and more of the first file's beginning until it does not return
- *   a number, the bytes that it needs; throws what does not fit; rest: bytes of the other shards;
+ *   plan([{ head, size }]): called with the first bytes of the files, and with more of them while it returns
+ *   { need, part }: bytes of that part; throws what does not fit; returns { file }, the size where unknown;
  *   onProgress({ loaded, total, stage }); warn({ type, message })
  */
 export async function loadModel(o) {
@@ -247,6 +249,7 @@ async function loadOnce(o, store) {
         ptr = load.wasm.malloc(places.size);
         for (const image of places.images) image.ptr = ptr + image.at;
         await inTurn(parts.map((part, i) => () => part.noting(part.fill(places.images[i].ptr))), AT_ONCE);
+        parts.forEach((part, i) => { places.images[i].size = part.size; });
         return { ptr, images: places.images, size: total, peak: load.wasm.memory.buffer.byteLength + largest + CHUNK };
     } catch (e) {
         control.abort();
@@ -259,20 +262,26 @@ async function loadOnce(o, store) {
     }
 }
 
-// The first file's header is asked what the model takes; where nobody said how large the file is, it is
-// what the header says.
+// The headers are asked what the model takes; where nobody said how large a file is, it is what its header
+// says.
 async function planned(parts, plan) {
-    const [first] = parts, rest = parts.slice(1).reduce((n, part) => n + part.size, 0);
-    for (let want = 1 << 16; ;) {
-        const head = await first.noting(first.head(want));
-        if (!head.length) fail('format', `${first.name}: the file is empty`);
-        const more = plan(head, first.size, rest);
-        if (typeof more !== 'number') {
-            first.size ??= more.file;
+    const want = parts.map(() => 1 << 16), heads = [];
+    for (let asked = parts; ;) {
+        for (const part of asked) {
+            const i = parts.indexOf(part), head = heads[i] = await part.noting(part.head(want[i]));
+            if (head.length < Math.min(want[i], part.size ?? Infinity))
+                fail('format', `${part.name}: ends inside its header`);
+            if (!head.length) fail('format', `${part.name}: the file is empty`);
+        }
+        const said = plan(parts.map((part, i) => ({ head: heads[i], size: part.size })));
+        if (!said.need) {
+            parts[0].guessed = parts[0].size === undefined;
+            parts[0].size ??= said.file;
             return;
         }
-        if (more <= head.length || head.length < want) fail('format', `${parts[0].name}: ends inside its header`);
-        want = more;
+        if (said.need <= heads[said.part].length || said.need > (parts[said.part].size ?? Infinity)) fail('format', `${parts[said.part].name}: ends inside its header`);
+        want[said.part] = said.need;
+        asked = [parts[said.part]];
     }
 }
 

@@ -120,11 +120,25 @@ export class Remote {
 
     /** Asks for the file from byte `at` on; its size and labels are then known as far as they are said. */
     async open(at) {
-        this.first = await this.#retry(at, () => this.#request(at));
+        this.first = await this.#retry(() => this.#request(at));
         if (at === 0) Object.assign(this, this.#labels(this.first));
     }
 
-    async #retry(at, attempt) {
+    /** The first n bytes, by a request of their own. */
+    peek(n) {
+        return this.#retry(async () => {
+            const r = await this.#fetch({ headers: { Range: `bytes=0-${n - 1}` } }), out = new Uint8Array(n);
+            if (!r.ok) throw this.#error(`the server answered ${r.status}`, { status: r.status });
+            let have = 0;
+            for await (const chunk of read(r.body, this.signal)) {
+                out.set(chunk.subarray(0, n - have), have);
+                if ((have += chunk.length) >= n) break; // a server without ranges sends more
+            }
+            return out.subarray(0, Math.min(have, n));
+        });
+    }
+
+    async #retry(attempt) {
         for (let n = 0; ; n++) {
             try {
                 return await attempt();

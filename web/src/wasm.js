@@ -103,13 +103,13 @@ export class Wasm {
     }
 
     /**
-     * Calls a function whose arguments are texts or bytes (each with its length) and numbers, and that
-     * writes lines of fields with tabs between them.
+     * Calls a function whose arguments are texts (each with its length) and lists of the first
+     * bytes of files, [{ head, size }], and that writes lines of fields with tabs between them.
      * @returns {string[][]}
      */
     lines(name, ...args) {
         return this.scoped(put => {
-            const flat = args.flatMap(a => (typeof a === 'number' ? [a] : this.#sized(put, a)));
+            const flat = args.flatMap(a => (Array.isArray(a) ? this.#heads(put, a) : this.#sized(put, a)));
             let cap = 1 << 13;
             for (;;) {
                 const out = put(new Uint8Array(cap)), n = this.ok(this.x[name](...flat, out, cap, this.err));
@@ -119,9 +119,17 @@ export class Wasm {
         });
     }
 
-    #sized(put, data) {
-        const bytes = typeof data === 'string' ? encoder.encode(data) : data;
+    #sized(put, text) {
+        const bytes = encoder.encode(text);
         return [put(bytes.length ? bytes : new Uint8Array(1)), bytes.length];
+    }
+
+    #heads(put, parts) {
+        const each = this.at.DibitImage, images = put(new Uint8Array(each * parts.length || 1));
+        parts.forEach(({ head }, i) =>
+            this.set('DibitImage', images + i * each, { data: put(head), size: head.length }));
+        const totals = Float64Array.from(parts, part => part.size ?? 0);
+        return [images, put(new Uint8Array(parts.length ? totals.buffer : 1)), parts.length];
     }
 
     /** The result of a call of dibit.h as a number; a negative one is thrown as the error it is. */

@@ -31,7 +31,7 @@ async function load(more = {}) {
     const wasm = new FakeWasm(), seen = { stages: new Set(), warnings: [], progress: [] };
     try {
         seen.image = await loadModel({
-            model: url, wasm: Promise.resolve(wasm), signal: new AbortController().signal, plan: () => ({ file: N }),
+            model: url, wasm: Promise.resolve(wasm), signal: new AbortController().signal, plan: () => ({}),
             onProgress: p => { seen.stages.add(p.stage); seen.progress.push(p); }, warn: w => seen.warnings.push(w), ...more,
         });
         const { ptr } = seen.image.images[0];
@@ -188,11 +188,11 @@ test('an abort at any moment ends the load and keeps what came', async () => {
 test('the plan sees the beginning and refuses before the rest comes', async () => {
     server.rule(name, { slow: 4e6 });
     const asked = [];
-    const plan = (head, size) => {
+    const plan = ([{ head, size }]) => {
         asked.push(head.length);
         assert.equal(size, N);
         assert.ok(data.subarray(0, head.length).equals(head));
-        if (head.length < 300000) return 300000;
+        if (head.length < 300000) return { need: 300000, part: 0 };
         throw Object.assign(new Error('too large'), { type: 'out_of_memory' });
     };
     await assert.rejects(load({ plan }), type('out_of_memory'));
@@ -201,7 +201,7 @@ test('the plan sees the beginning and refuses before the rest comes', async () =
 });
 
 test('a header that never ends is an error', async () => {
-    await assert.rejects(load({ plan: head => head.length + 1 }), type('format'));
+    await assert.rejects(load({ plan: ([{ head }]) => ({ need: head.length + 1, part: 0 }) }), type('format'));
 });
 
 test('a Blob comes by pieces', async () => {
@@ -212,11 +212,11 @@ test('a Blob comes by pieces', async () => {
 
 test('a stream needs no size: the header says it', async () => {
     const model = (async function* () { for (let i = 0; i < N; i += 100000) yield data.subarray(i, i + 100000); })();
-    await load({ model, plan: (head, size) => { assert.equal(size, undefined); return { file: N }; } });
+    await load({ model, plan: ([{ size }]) => { assert.equal(size, undefined); return { file: N }; } });
     const short = (async function* () { yield data.subarray(0, 1000); })();
-    await assert.rejects(load({ model: short }), e => type('download')(e) && /1000 of/.test(e.message));
+    await assert.rejects(load({ model: short, plan: () => ({ file: N }) }), e => type('format')(e) && /ends inside/.test(e.message));
     const long = (async function* () { yield data; yield data; })();
-    await assert.rejects(load({ model: long }), e => type('download')(e) && /more came/.test(e.message));
+    await assert.rejects(load({ model: long, plan: () => ({ file: N }) }), e => type('download')(e) && /more came/.test(e.message));
 });
 
 test('shards come together in one block', async () => {
@@ -230,7 +230,8 @@ test('shards come together in one block', async () => {
     for (const stage of ['download', 'cache']) {
         const wasm = new FakeWasm(), stages = new Set();
         const image = await loadModel({ model: parts[0], wasm: Promise.resolve(wasm), signal: new AbortController().signal,
-            plan: (head, size, rest) => ({ file: size, rest }), onProgress: p => stages.add(p.stage), warn: assert.fail });
+            plan: files => { files.forEach(({ head, size }, i) => assert.ok(size === pieces[i].length && head.length >= 1 << 16 &&
+                pieces[i].subarray(0, head.length).equals(head))); return {}; }, onProgress: p => stages.add(p.stage), warn: assert.fail });
         image.images.forEach(({ ptr, size }, i) => {
             assert.ok(Buffer.from(wasm.bytes.buffer, ptr, size).equals(pieces[i]));
             assert.equal(ptr % 64, 0);

@@ -4,6 +4,8 @@ import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { open, start } from '../../tests/wasm-host.mjs';
+import { Wasm } from '../src/wasm.js';
+import { split } from './files.mjs';
 
 const folder = process.env.DIBIT_WASM ?? 'build/web', model = process.env.DIBIT_MODEL ?? 'models/dibit-34m.gguf';
 const file = readFileSync(model);
@@ -11,26 +13,11 @@ const lines = []; // of the module's log
 const m = await start(`${folder}/dibit-simd.wasm`, 1, (self, p, n) => lines.push(new TextDecoder().decode(new Uint8Array(self.x.memory.buffer).slice(p, p + n))));
 const err = m.make('DibitError'), out = m.x.malloc(1 << 16);
 
-/** Lines "key\tvalue..." as an object; texts go in as UTF-8 and are freed. */
-function call(name, ...args) {
-    const owned = [], flat = [];
-    for (const a of args) {
-        if (typeof a === 'number') flat.push(a);
-        else {
-            const bytes = typeof a === 'string' ? new TextEncoder().encode(a) : a;
-            const p = m.put(new Uint8Array([...bytes, 0, 0, 0, 0, 0, 0, 0, 0]));
-            owned.push(p);
-            flat.push(p, bytes.length);
-        }
-    }
-    const n = Number(m.x[name](...flat, out, 1 << 16, err));
-    for (const p of owned) m.x.free(p);
-    if (n < 0) throw Object.assign(new Error(m.text(err + m.at['DibitError.text'])), { code: n });
-    return m.text(out, n).split('\n').filter(Boolean).map(l => l.split('\t'));
-}
+const wasm = new Wasm(m.x, m.memory), call = (name, ...args) => wasm.lines(name, ...args);
+const parts = (head, size) => (head.length || size ? [{ head, size }] : []);
 const object = lines => Object.fromEntries(lines.map(([k, v]) => [k, v]));
 const peek = (n, request = '', total = file.length) =>
-    object(call('dibit_peek', file.subarray(0, n), total, request));
+    object(call('dibit_peek', [{ head: file.subarray(0, n), size: total }], request));
 
 test('peek asks for more until the header is there', () => {
     let n = 4096, steps = 0, got;
@@ -62,12 +49,26 @@ test('peek refuses what is wrong', () => {
     assert.throws(() => peek(1000, 'n_ctx=0'), /n_ctx/);
     assert.throws(() => peek(1000, '', -1), /size/);
     assert.throws(() => peek(1000, '', NaN), /size/);
-    assert.throws(() => call('dibit_peek', new Uint8Array(100), 1000, ''), /not a GGUF file/);
+    assert.throws(() => call('dibit_peek', parts(new Uint8Array(100), 1000), ''), /not a GGUF file/);
     assert.throws(() => peek(1000, '', 2 ** 40), /too large/);
 });
 
+test('peek knows shards by their headers', () => {
+    const shards = split(file, 3), all = n => call('dibit_peek', shards.map((s, i) => ({ head: s.subarray(0, n[i]), size: s.length })), '');
+    const want = [4096, 24, 24];
+    let got;
+    while ((got = all(want))[0][0] === 'need') {
+        const [, bytes, part] = got[0];
+        assert.ok(Number(bytes) > want[part]);
+        want[part] = Number(bytes);
+    }
+    const whole = object(call('dibit_peek', [{ head: file.subarray(0, 1 << 20), size: file.length }], '')), shared = object(got);
+    for (const key of ['n_params', 'weights', 'kv', 'scratch']) assert.equal(shared[key], whole[key]);
+    assert.throws(() => call('dibit_peek', [{ head: shards[0], size: shards[0].length }], ''), /one of 3 shards/);
+});
+
 const plan = (device, request = '', n = 1 << 20, total = file.length) =>
-    Object.fromEntries(call('dibit_plan_text', device, file.subarray(0, n), total, request)
+    Object.fromEntries(call('dibit_plan_text', device, parts(file.subarray(0, n), n && total), request)
         .map(([k, value, reason]) => [k, { value, reason }]));
 const chrome = ['user_agent=Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/151.0.0.0 Safari/537.36',
     'memory_mb=8192', 'cores=4', 'wasm_simd=true', 'wasm_relaxed_dot=true', 'wasm_relaxed_madd=true', 'wasm_threads=true'];
