@@ -24,6 +24,7 @@ const Field *dibit_layout(void) {
         FIELD(DibitOptions, no_repack),
         FIELD(DibitOptions, isa_mask),
         FIELD(DibitOptions, repack_in_place),
+        FIELD(DibitOptions, backend),
         SIZE(DibitImage),
         FIELD(DibitImage, data),
         FIELD(DibitImage, size),

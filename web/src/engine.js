@@ -2,6 +2,8 @@
 // device says is done here, and what fails on the device is left for the next best.
 import { aborted, asDibitError, fail } from './errors.js';
 import { disabledIn, Features } from './features.js';
+import { Gpu } from './gpu.js';
+import { backendOf, newDevice, openBest } from './gpu_engine.js';
 import { loadModel } from './load.js';
 import { Session } from './session.js';
 import { chooseModules, countThreads, instantiate, startThreads } from './wasm.js';
@@ -11,7 +13,8 @@ const SEED = 20240607; // of the self-test's data
 export class Engine {
     sessions = new Map(); // number -> Session
     #next = 1;
-    #choices; // modules that may still be tried, best first
+    losses = 0; // of the GPU's device
+    choices; // modules that may still be tried, best first
 
     /**
      * @param {object} o what createEngine() was given, its urls made absolute, and device, stamp and
@@ -21,7 +24,9 @@ export class Engine {
     static async open(o, host) {
         const engine = new Engine();
         Object.assign(engine, { o, host });
-        engine.#choices = chooseModules(o, disabledIn(o.stamp, o.features));
+        engine.choices = chooseModules(o, disabledIn(o.stamp, o.features));
+        if (o.backend === 'webgpu' && engine.choices[0].module !== 'gpu')
+            host.warn({ type: 'unsupported', message: 'no WebGPU here, or it failed too often' });
         try {
             await engine.#openAny();
             return { engine, number: engine.#add(engine.#createSession()) };
@@ -33,7 +38,7 @@ export class Engine {
 
     async #openAny() {
         this.host.progress({ loaded: 0, total: 0, stage: 'module' });
-        const wasm = this.#start();
+        const wasm = this.start();
         wasm.catch(() => {}); // reported where it is awaited
         const { o, host } = this, { signal } = host;
         const model = await this.#pickVariant(o.model, wasm);
@@ -41,28 +46,29 @@ export class Engine {
             plan: parts => this.#planned(parts) });
         const { size } = this.image;
         host.progress({ loaded: size, total: size, stage: 'open' });
-        await this.#openModel();
+        await openBest(this);
         if (signal.aborted) throw aborted(signal);
     }
 
     // ---- the module ----
 
-    async #start() {
+    async start() {
         for (;;) {
-            const choice = this.#choices[0] ?? fail('unsupported', 'no module of the engine works in this browser');
+            const choice = this.choices[0] ?? fail('unsupported', 'no module of the engine works in this browser');
             try {
                 return await this.#tryModule(choice);
             } catch (e) {
-                if (this.#choices.length === 1 || e.type === 'download') throw e;
-                this.#leave(asDibitError(e));
+                if (this.choices.length === 1 || e.type === 'download') throw e;
+                this.leave(asDibitError(e));
             }
         }
     }
 
     /** The module in use is not tried again; the record hears what it had that the next one has not. */
-    #leave(error) {
-        const [left] = this.#choices.splice(0, 1), next = this.#choices[0];
-        for (const name of left.needs.filter(n => !next?.needs.includes(n))) this.features?.result(name, false);
+    leave(error) {
+        const [left] = this.choices.splice(0, 1), next = this.choices[0];
+        const lost = error.details?.slow ? [] : left.needs.filter(n => !next?.needs.includes(n));
+        for (const name of lost) this.features?.result(name, false);
         if (this.features) this.host.features(this.features.text);
         this.host.warn({ type: 'unsupported', message: `${left.module} is left for ${next?.module}: ${error.message}` });
     }
@@ -70,12 +76,13 @@ export class Engine {
     async #tryModule({ module, threads, needs }) {
         const budget = this.o.memory_budget ?? Infinity;
         const compiled = await compile(this.o.wasmUrls[module]);
-        const wasm = this.wasm = await instantiate(compiled, budget);
+        const gpu = module === 'gpu' ? await Gpu.open({ software: this.o.backend === 'webgpu' }) : undefined;
+        const wasm = this.wasm = await instantiate(compiled, budget, gpu);
         this.features = new Features(wasm, this.o.stamp, this.features?.text ?? this.o.features);
-        this.path = { backend: 'wasm', module: `dibit-${module}`, threads };
+        this.path = { backend: gpu ? 'webgpu' : 'wasm', module: `dibit-${module}`, threads };
         const wrong = selfTest(wasm);
         if (wrong) fail('unsupported', `its self-test fails: ${wrong}`);
-        for (const name of needs) this.features.result(name, true);
+        if (!gpu) for (const name of needs) this.features.result(name, true); // a GPU is tried with the model
         this.host.features(this.features.text);
         return wasm;
     }
@@ -84,7 +91,7 @@ export class Engine {
 
     #request(more = []) {
         const { memory_budget: budget, n_ctx, cache_type_k, cache_type_v } = this.o;
-        const lines = { n_ctx, cache_type_k, cache_type_v, n_threads: this.path.threads,
+        const lines = { n_ctx, cache_type_k, cache_type_v, n_threads: this.path.threads, backend: this.path.backend,
             budget_mb: budget && Math.max(1, Math.floor(budget / 2 ** 20)), disabled: this.features.disabled || undefined };
         return [...Object.entries(lines).filter(([, v]) => v !== undefined).map(line => line.join('=')), ...more].join('\n');
     }
@@ -99,6 +106,7 @@ export class Engine {
         const plan = this.#planLines(parts), get = key => plan.find(line => line.key === key);
         const number = key => Number(get(key).value);
         if (get('need')) return { need: number('need'), part: Number(get('need').reason) };
+        this.replan = () => this.#planned(parts);
         this.plan = [...this.variantPlan ?? [], ...plan];
         if (get('fits').value === 'no')
             fail('out_of_memory', `${number('total')} bytes are needed, the budget is ${number('budget')} ` +
@@ -129,20 +137,34 @@ export class Engine {
 
     // ---- the model ----
 
-    async #openModel() {
+    closeModel() {
+        const w = this.wasm;
+        if (!this.ptr) return;
+        w.setU32(w.out, this.ptr);
+        w.x.dibit_close(w.out);
+        this.ptr = 0;
+    }
+
+    /** Opens the images for the CPU of the module that is there, or for its GPU; a pointer. */
+    openImages(fields) {
+        const w = this.wasm;
+        return w.scoped(put => {
+            const { images } = this.image, size = w.at.DibitImage;
+            const list = put(new Uint8Array(size * images.length)), options = put(new Uint8Array(w.at.DibitOptions));
+            images.forEach((image, i) => w.set('DibitImage', list + i * size, { data: image.ptr, size: image.size }));
+            w.set('DibitOptions', options, { n_threads: this.path.threads, ...fields });
+            w.ok(w.x.dibit_open_images(w.out, list, images.length, options, w.err));
+            return w.u32(w.out);
+        });
+    }
+
+    async openModel() {
         const w = this.wasm;
         if (w.shared) {
             startThreads(w, this.path.threads - 1);
             this.path.threads = await countThreads(w);
         }
-        w.scoped(put => {
-            const { images } = this.image, size = w.at.DibitImage;
-            const list = put(new Uint8Array(size * images.length)), options = put(new Uint8Array(w.at.DibitOptions));
-            images.forEach((image, i) => w.set('DibitImage', list + i * size, { data: image.ptr, size: image.size }));
-            w.set('DibitOptions', options, { n_threads: this.path.threads, repack_in_place: 1 });
-            w.ok(w.x.dibit_open_images(w.out, list, images.length, options, w.err));
-        });
-        this.ptr = w.u32(w.out);
+        this.ptr = this.openImages(w.gpu ? backendOf(w) : { repack_in_place: 1 });
         this.info = this.#readInfo();
         this.path.isa = this.info.isa;
     }
@@ -200,15 +222,19 @@ export class Engine {
      */
     recover(e) {
         if (e.moved) return this.recovering;
-        const again = this.#choices.length > 1 && !(this.o.model instanceof Object && this.o.model.stream === true);
-        if (!(e instanceof WebAssembly.RuntimeError) || !again) throw e;
-        this.recovering ??= this.#reopen(asDibitError(e)).finally(() => { this.recovering = null; });
+        const lost = e.type === 'device_lost' && this.wasm?.gpu;
+        const again = this.choices.length > 1 && !(this.o.model instanceof Object && this.o.model.stream === true);
+        if (!lost && (!(e instanceof WebAssembly.RuntimeError) || !again)) throw e;
+        const error = asDibitError(e);
+        this.recovering ??= (lost ? newDevice(this, error) : this.#reopen(error)).finally(() => { this.recovering = null; });
         return this.recovering;
     }
 
     async #reopen(error) {
-        this.#leave(error);
+        this.leave(error);
         for (const { worker } of this.wasm.threads) worker.terminate();
+        this.wasm.gpu?.end();
+        this.ptr = 0;
         this.wasm = this.image = null; // before the new one takes its memory
         for (const session of this.sessions.values()) session.lose();
         await this.#openAny();

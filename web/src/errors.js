@@ -9,6 +9,7 @@ export const TYPES = ['unsupported', 'download', 'format', 'out_of_memory', 'con
 const OF_CODE = {
     '-1': 'argument', '-2': 'out_of_memory', '-3': 'download', '-4': 'format', '-5': 'unsupported',
     '-6': 'context_full', '-7': 'format', '-8': 'aborted', '-9': 'format',
+    '-10': 'device_lost',
 };
 
 export class DibitError extends Error {

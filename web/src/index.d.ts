@@ -182,10 +182,16 @@ export interface ModelInfo {
 
 export interface Path {
     backend: 'wasm' | 'webgpu';
-    /** The file that runs: dibit-simd, dibit-threads, dibit-relaxed1 or dibit-relaxed. */
+    /** The file that runs: dibit-gpu, dibit-simd, dibit-threads, dibit-relaxed1 or dibit-relaxed. */
     module: string;
     isa: string;
     threads: number;
+    /** Of a GPU; floor: nothing but what every one has was asked of it, since something failed. */
+    adapter?: { vendor: string; architecture: string; description: string; software: boolean; floor: boolean };
+    /** How near the GPU is to the CPU: mean divergence in nats, and positions with another likeliest token. */
+    check?: { positions: number; kld: number; other: number };
+    /** With backend 'auto': milliseconds of a token, measured and, of the CPU, estimated. */
+    probe?: { gpu_ms: number; cpu_ms: number };
 }
 
 export interface Engine {

@@ -12,6 +12,7 @@ const MODULES = { // one thread and more, without relaxed SIMD and with it
     threads: new URL('./dibit-threads.wasm', import.meta.url).href,
     relaxed1: new URL('./dibit-relaxed1.wasm', import.meta.url).href,
     relaxed: new URL('./dibit-relaxed.wasm', import.meta.url).href,
+    gpu: new URL('./dibit-gpu.wasm', import.meta.url).href,
 };
 
 const PATIENCE_S = 30; // a call of the engine that opens a large model may take seconds

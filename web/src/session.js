@@ -23,6 +23,7 @@ const turn = () => new Promise(resolve => {
 export class Session {
     last = Promise.resolve(); // the work that is going on: the next waits for it
     pieceTokens = 16;
+    life = 0; // of these in the module: work of an earlier one ends
     ptr = 0;
 
     constructor(engine, ptr) {
@@ -46,6 +47,7 @@ export class Session {
     take(ptr) {
         const w = this.wasm = this.engine.wasm;
         this.ptr = ptr;
+        this.life++;
         this.piece = w.struct('DibitPiece');
         this.memoryStruct = w.struct('DibitMemory');
         this.sampling = w.struct('DibitSampling');
@@ -53,11 +55,14 @@ export class Session {
 
     /** The module is gone, and everything in it. */
     lose() {
+        this.life++;
         this.wasm = null;
     }
 
     fork() {
         const w = this.wasm;
+        // rows that a GPU holds are not copied: they are computed anew when they are needed
+        if (w.gpu) return new Session(this.engine, Session.create(w, this.engine.ptr, this.engine.settings));
         w.ok(w.x.dibit_fork(w.out, this.ptr, w.err));
         return new Session(this.engine, w.u32(w.out));
     }
@@ -68,6 +73,7 @@ export class Session {
         w.setU32(w.out, this.ptr);
         w.x.dibit_session_free(w.out);
         for (const p of [this.piece, this.memoryStruct, this.sampling]) w.x.free(p);
+        this.life++;
         this.ptr = 0;
     }
 
@@ -90,19 +96,19 @@ export class Session {
     }
 
     /** The text's ids, in the module's memory: fn(pointer, count). */
-    tokens(text, flags, fn) {
-        const w = this.wasm, bytes = encoder.encode(text);
+    static tokens({ wasm: w, ptr }, text, flags, fn) {
+        const bytes = encoder.encode(text);
         return w.scoped(put => {
             const p = put(bytes.length ? bytes : new Uint8Array(1));
             const cap = bytes.length + 8; // no token has fewer than one byte; BOS and the like
             const ids = put(new Uint8Array(4 * cap));
-            const n = w.ok(w.x.dibit_tokenize(this.engine.ptr, p, bytes.length, flags, ids, cap, w.err));
+            const n = w.ok(w.x.dibit_tokenize(ptr, p, bytes.length, flags, ids, cap, w.err));
             return fn(ids, n);
         });
     }
 
     measure(text) {
-        return this.tokens(text, PARSE_SPECIAL, (ids, n) => n);
+        return Session.tokens(this.engine, text, PARSE_SPECIAL, (ids, n) => n);
     }
 
     chatText(messages) {
@@ -128,15 +134,25 @@ export class Session {
     }
 
     /** Gives the worker's events a turn; throws where one of them was an abort, or the module went. */
-    async #turn(signal, w, ms = 0) {
+    async #turn(signal, life, ms = 0) {
         await (ms > 0 ? new Promise(resolve => setTimeout(resolve, ms)) : turn());
+        this.#stay(signal, life);
+    }
+
+    /** The result of a call; one whose result the GPU has not got yet is made again when it has. */
+    #ask(name, signal, ...args) {
+        const { wasm: w, life } = this, call = () => w.ok(w.x[name](this.ptr, ...args, w.err));
+        return w.gpu ? w.gpu.ask(call, () => this.#stay(signal, life)) : call();
+    }
+
+    #stay(signal, life) {
         if (signal.aborted) throw aborted(signal);
-        if (this.wasm !== w) throw Object.assign(new Error('the module was left'), { moved: true });
+        if (this.life !== life) throw Object.assign(new Error('the module was left'), { moved: true });
     }
 
     /** Makes the session hold these tokens (Int32Array), in pieces. Returns how many it held already. */
     async #prefill(tokens, signal) {
-        const w = this.wasm, n = tokens.length, ids = w.malloc(4 * n);
+        const w = this.wasm, { life } = this, n = tokens.length, ids = w.malloc(4 * n);
         w.bytes.set(new Uint8Array(tokens.buffer, 0, 4 * n), ids);
         const held = this.#common(ids, n);
         for (let at = held; ;) {
@@ -144,10 +160,11 @@ export class Session {
             const first = at === held, last = at + k === n;
             try {
                 // logits, which sync computes, are wanted of the last token alone
-                if (first || last) w.ok(w.x.dibit_sync(this.ptr, ids, at + k, w.err));
-                else w.ok(w.x.dibit_forward(this.ptr, ids + 4 * at, k, 0, w.err));
+                if (first || last) await this.#ask('dibit_sync', signal, ids, at + k);
+                else await this.#ask('dibit_forward', signal, ids + 4 * at, k, 0);
+                await w.gpu?.idle(); // what was asked of it is to be done within a piece's time
                 at += k;
-                if (!last) await this.#turn(signal, w);
+                if (!last) await this.#turn(signal, life);
             } catch (e) {
                 if (!e.moved && !(e instanceof WebAssembly.RuntimeError)) w.x.free(ids);
                 throw e;
@@ -188,8 +205,9 @@ export class Session {
      */
     async generate(o, signal, started, emit) {
         if (signal.aborted) throw aborted(signal);
+        signal.addEventListener('abort', () => this.wasm?.gpu?.wake());
         const chat = o.messages !== undefined, text = chat ? this.chatText(o.messages) : o.prompt;
-        const ids = this.tokens(text, chat ? ADD_BOS | PARSE_SPECIAL : ADD_BOS,
+        const ids = Session.tokens(this.engine, text, chat ? ADD_BOS | PARSE_SPECIAL : ADD_BOS,
             (p, n) => Array.from(new Int32Array(this.wasm.slice(p, 4 * n).buffer)));
         this.#check(o, ids.length);
         const run = { ids, emit, signal, started, count: 0, max: o.max_new_tokens ?? Infinity,
@@ -204,20 +222,21 @@ export class Session {
     }
 
     async #run(o, run) {
+        const { life } = this, n = run.ids.length;
         this.#setSampling(o);
-        const n = run.ids.length, cached = await this.#prefill(Int32Array.from(run.ids), run.signal);
+        const cached = await this.#prefill(Int32Array.from(run.ids), run.signal);
         run.started?.({ prompt_tokens: n, cached_tokens: Math.min(cached, n) });
         run.started = null;
         if (run.max <= run.count) return;
         do {
-            this.#next(run);
-            if (!run.reason) await this.#turn(run.signal, this.wasm, this.engine.sleep_ms);
+            await this.#next(run);
+            if (!run.reason) await this.#turn(run.signal, life, this.engine.sleep_ms);
         } while (!run.reason);
     }
 
     // One token.
-    #next(run) {
-        const w = this.wasm, going = w.ok(w.x.dibit_next(this.ptr, this.piece, w.err));
+    async #next(run) {
+        const w = this.wasm, going = await this.#ask('dibit_next', run.signal, this.piece);
         const get = name => w.get('DibitPiece', this.piece, name);
         const text = w.text(get('text') >>> 0, get('n_bytes')), token_id = get('id');
         run.count += going;

@@ -156,18 +156,18 @@ export const imports = (m, shared) => ({
  * The modules that this browser runs, best first, each with the features that it needs.
  * @param {string[]} disabled features that have failed here
  */
-export function chooseModules({ n_threads }, disabled) {
+export function chooseModules({ n_threads, backend }, disabled) {
     const has = wasmFeatures(), may = name => !disabled.includes(name);
     if (!has.wasm_simd) fail('unsupported', 'this browser has no WebAssembly SIMD');
     const cores = Math.min(64, n_threads ?? globalThis.navigator?.hardwareConcurrency ?? 1);
     const threaded = has.wasm_threads && has.shared_memory && globalThis.crossOriginIsolated !== false &&
         may('wasm_threads') && cores > 1;
     const relaxed = has.wasm_relaxed_dot && may('wasm_relaxed');
-    const all = [['relaxed', cores, ['wasm_relaxed', 'wasm_threads']], ['threads', cores, ['wasm_threads']],
+    const gpu = may('webgpu') && (backend === 'webgpu' || backend === 'auto') && globalThis.navigator?.gpu;
+    const all = [...gpu ? [['gpu', 1, ['webgpu']]] : [], ['relaxed', cores, ['wasm_relaxed', 'wasm_threads']], ['threads', cores, ['wasm_threads']],
         ['relaxed1', 1, ['wasm_relaxed']], ['simd', 1, []]];
     return all.map(([module, threads, needs]) => ({ module, threads, needs }))
-        .filter(c => (threaded || c.threads === 1) && (relaxed || !c.needs.includes('wasm_relaxed')))
-        .filter(c => c.threads > 1 || !c.needs.includes('wasm_threads'));
+        .filter(c => (threaded || !c.needs.includes('wasm_threads')) && (relaxed || !c.needs.includes('wasm_relaxed')));
 }
 
 const PAGE = 65536, MAX_PAGES = 65536;
@@ -184,13 +184,18 @@ function sharedMemory(budget) {
     }
 }
 
-/** Starts a module whose memory may take so many bytes at most. */
-export async function instantiate(module, budget = Infinity) {
+/**
+ * Starts a module whose memory may take so many bytes at most.
+ * @param {import('./gpu.js').Gpu} [gpu] for the module that uses one
+ */
+export async function instantiate(module, budget = Infinity, gpu) {
     const shared = WebAssembly.Module.imports(module).some(i => i.kind === 'memory');
     const m = { memory: shared ? sharedMemory(budget) : null };
-    const { exports: x } = await WebAssembly.instantiate(module, imports(m, shared));
+    let wasm;
+    const host = { ...imports(m, shared), ...gpu && { gpu: gpu.imports(() => wasm) } };
+    const { exports: x } = await WebAssembly.instantiate(module, host);
     m.memory ??= x.memory;
-    return Object.assign(new Wasm(x, m.memory), { module, shared });
+    return wasm = Object.assign(new Wasm(x, m.memory), { module, shared, gpu });
 }
 
 /** Starts n workers that lend their threads to the engine. */

@@ -256,22 +256,6 @@ test('a trap in the middle of a text: the next best module goes on with it', asy
     last.destroy();
 });
 
-test('memory that cannot grow, at whatever step, is out_of_memory', async () => {
-    const seen = new Set();
-    for (let pages = 64; pages <= 448; pages += 32) {
-        const got = await open({ n_threads: 2, worker: bad(`pages=${pages}`) }).catch(e => type('out_of_memory')(e) && e);
-        seen.add(got.type ?? got.path.module);
-        if (got.type) continue;
-        assert.equal((await all(got.generate(PROMPT, GREEDY))).length, 16);
-        const clone = await got.clone().catch(e => type('out_of_memory')(e) && null);
-        await all(got.generate(`${PROMPT}.`, GREEDY)).catch(type('out_of_memory')); // a shared page becomes its own
-        clone?.destroy();
-        assert.equal((await all(got.generate(PROMPT, GREEDY))).length, 16); // unharmed
-        got.destroy();
-    }
-    assert.ok(seen.has('out_of_memory') && seen.has('dibit-threads'), [...seen].join());
-});
-
 test('a self-test that fails is remembered, and after three the module is not tried', async () => {
     const kept = new Map();
     globalThis.localStorage = { getItem: k => kept.get(k) ?? null, setItem: (k, v) => kept.set(k, v) };
