@@ -49,12 +49,14 @@ static int compare(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Median seconds of one of `n` runs of the list. */
-static double time_list(const GpuList *l, int repeats, int per_list, GpuId wait) {
+/* Median seconds of one of the `per_list` runs of the list, after half a second of the same, which
+ * brings the clocks up. */
+static double time_list(const GpuList *l, int repeats, int per_list, int pos, GpuId wait) {
     double t[ROUNDS];
-    for (int r = -2; r < ROUNDS; r++) {
+    uint64_t warm = clock_ns() + 500000000;
+    for (int r = -1; r < ROUNDS; r += r >= 0 || clock_ns() > warm) {
         uint64_t start = clock_ns();
-        for (int i = 0; i < repeats; i++) gpu_list_run(&ops, l, 0);
+        for (int i = 0; i < repeats; i++) gpu_list_run(&ops, l, pos);
         finish(wait);
         if (r >= 0) t[r] = (double)(clock_ns() - start) * 1e-9 / (repeats * per_list);
     }
@@ -74,12 +76,23 @@ static double read_rate(size_t n_bytes) {
         GpuRun run = { k, k ? gpu_bind(ops.gpu, k, ranges, 2, &err) : 0, groups, 1, false, 0 };
         if (!run.bind) fprintf(stderr, "bench_gpu: %s\n", err.text), exit(1);
         GpuList l = { &run, 1, 1, 0 };
-        double rate = (double)n_bytes / time_list(&l, 4, 1, y);
+        double rate = (double)n_bytes / time_list(&l, REPEATS, 1, 0, y);
         best = MAX(best, rate);
     }
     gpu_free(ops.gpu, x);
     gpu_free(ops.gpu, y);
     return best;
+}
+
+static uint8_t *random_bytes(size_t n) {
+    uint8_t *data = malloc(n + 8);
+    uint64_t x = 1;
+    for (size_t i = 0; data && i < n; i += 8) {
+        x = x * 6364136223846793005u + 1442695040888963407u;
+        memcpy(data + i, &x, 8);
+    }
+    if (!data) exit(1);
+    return data;
 }
 
 static void time_matrix(int type, size_t megabytes, size_t cols, double rate) {
@@ -88,12 +101,7 @@ static void time_matrix(int type, size_t megabytes, size_t cols, double rate) {
     type_bytes(t, 1024, cols, &row);
     size_t rows = MAX(megabytes * 1000000 / row, (size_t)1) * 1024;
     if (!type_bytes(t, rows, cols, &n)) exit(1);
-    uint8_t *data = malloc(n);
-    uint64_t x = 1;
-    for (size_t i = 0; i + 8 <= n; i += 8) {
-        x = x * 6364136223846793005u + 1442695040888963407u;
-        memcpy(data + i, &x, 8);
-    }
+    uint8_t *data = random_bytes(n);
     Weight w = { .type = t, .rows = rows, .cols = cols, .data = data, .n_bytes = n };
     const Weight *ws[] = { &w };
     GpuMatrix m;
@@ -108,7 +116,7 @@ static void time_matrix(int type, size_t megabytes, size_t cols, double rate) {
         gpu_op_matmul(&ops, &l, y[i], 0, &m, &in, false);
     }
     check();
-    double s = time_list(&l, REPEATS / OUTPUTS, OUTPUTS, y[0]);
+    double s = time_list(&l, REPEATS / OUTPUTS, OUTPUTS, 0, y[0]);
     printf("%s,%zu,%zu,%.1f,%.1f,%.0f,%.1f\n", t->name, rows, cols, (double)n * 1e-6, s * 1e6,
            (double)n / s * 1e-9, 100 * (double)n / s / rate);
     fflush(stdout);
@@ -129,24 +137,117 @@ static void time_dispatch(void) {
         runs[i] =
             (GpuRun){ k, gpu_bind(ops.gpu, k, &(GpuRange){ y, 0, 0 }, 1, &err), 1, 1, false, 0 };
     GpuList l = { runs, N, N, 0 };
-    printf("# dependent dispatch: %.2f us\n", 1e6 * time_list(&l, 1, N, y));
+    printf("# dependent dispatch: %.2f us\n", 1e6 * time_list(&l, 1, N, 0, y));
+}
+
+/* ---- the dispatches of a layer of 7B ---- */
+
+enum { E = 4096, FF = 11008, HEADS = 32, D = 128 };
+
+static GpuMatrix layer_matrix(const TypeInfo *t, size_t rows, size_t cols) {
+    Weight w = { .type = t, .rows = rows, .cols = cols };
+    const Weight *ws[] = { &w };
+    GpuMatrix m;
+    type_bytes(t, rows, cols, &w.n_bytes);
+    w.data = random_bytes(w.n_bytes);
+    gpu_matrix(&ops, &m, ws, 1);
+    check();
+    free((void *)(uintptr_t)w.data);
+    return m;
+}
+
+static void time_op(const char *name, GpuList *l, int pos, GpuId wait) {
+    check();
+    printf("%s,%d,%.2f\n", name, l->n, 1e6 * time_list(l, 100, 1, pos, wait));
+    fflush(stdout);
+    gpu_list_free(&ops, l);
+}
+
+static GpuRange floats(GpuId buffer, size_t at, size_t n) {
+    return (GpuRange){ buffer, at * sizeof(float), n * sizeof(float) };
+}
+
+static void time_attention(const char *cache, int pos) {
+    GpuHeads h = { .n_heads = HEADS, .n_kv_heads = HEADS, .head_dim = D, .n_ctx = pos + 128 };
+    h.n_rot = D;
+    h.sinks = KV_SINKS;
+    h.recent = KV_WINDOW;
+    GpuId x = gpu_ops_buffer(&ops, 3 * E * sizeof(float));
+    GpuId out = gpu_ops_buffer(&ops, E * sizeof(float)), weights = gpu_ops_buffer(&ops, HEADS * 16);
+    GpuKvSide k, v;
+    GpuList l = { 0 };
+    uint32_t step[GPU_STEP_WORDS] = { 0, (uint32_t)pos };
+    step[GPU_STEP_RECORDS] = (uint32_t)MAX(0, pos / 16 * 16 - KV_WINDOW + 16);
+    step[GPU_STEP_ENCODE] = (uint32_t)MAX(0, pos - KV_WINDOW + 17);
+    h.step = gpu_ops_buffer(&ops, sizeof step);
+    h.turns = gpu_ops_buffer(&ops, (size_t)h.n_ctx * D * sizeof(float));
+    h.query = gpu_ops_buffer(&ops, gpu_query_bytes(&h));
+    h.partial = gpu_ops_buffer(&ops, gpu_partial_bytes(&h));
+    h.none = gpu_ops_buffer(&ops, 256);
+    gpu_kv_side(&ops, &k, &h, kv_type_by_name(cache), true);
+    gpu_kv_side(&ops, &v, &h, kv_type_by_name(cache), false);
+    check();
+    gpu_write(ops.gpu, h.step, 0, step, sizeof step);
+    gpu_op_heads(&ops, &l, &h, x, 0, 0, &k, &v);
+    time_op("heads", &l, pos, out);
+    gpu_op_attend(&ops, &l, &h, out, &k, &v, false);
+    time_op("attend and merge", &l, pos, out);
+    gpu_op_encode(&ops, &l, &h, weights, &k, true);
+    if (l.n) time_op("record of keys", &l, pos, out);
+}
+
+static void time_layer(const char *type, const char *cache, int pos) {
+    const TypeInfo *t = type_by_name(type);
+    if (!t) exit(2);
+    GpuMatrix qkv = layer_matrix(t, 3 * E, E), o = layer_matrix(t, E, E),
+              gate_up = layer_matrix(t, 2 * FF, E), down = layer_matrix(t, E, FF);
+    GpuInput in;
+    GpuList l = { 0 };
+    GpuId x = gpu_ops_buffer(&ops, E * sizeof(float)), w = gpu_ops_buffer(&ops, E * sizeof(float));
+    GpuId y = gpu_ops_buffer(&ops, 2 * FF * sizeof(float));
+    gpu_input(&ops, &in, FF);
+    const GpuSource plain = { .kind = GPU_PLAIN, .a = floats(x, 0, E) };
+    const GpuSource normed = { GPU_NORM, floats(x, 0, E), floats(w, 0, E), 1e-5f, 0, 0 };
+    const GpuSource gated = { GPU_SWIGLU, floats(y, 0, FF), floats(y, FF, FF), 0, 0, 0 };
+    printf("dispatch of a layer (%s, cache %s, position %d),runs,us\n", type, cache, pos);
+    gpu_op_input(&ops, &l, &in, &normed, &qkv);
+    time_op("input: norm", &l, 0, x);
+    gpu_op_matmul(&ops, &l, y, 0, &qkv, &in, false);
+    time_op("q k v", &l, 0, x);
+    time_attention(cache, pos);
+    gpu_op_input(&ops, &l, &in, &plain, &o);
+    time_op("input: plain", &l, 0, x);
+    gpu_op_matmul(&ops, &l, x, 0, &o, &in, true);
+    time_op("o", &l, 0, x);
+    gpu_op_matmul(&ops, &l, y, 0, &gate_up, &in, false);
+    time_op("gate up", &l, 0, x);
+    gpu_op_input(&ops, &l, &in, &gated, &down);
+    time_op("input: swiglu", &l, 0, x);
+    gpu_op_matmul(&ops, &l, x, 0, &down, &in, true);
+    time_op("down", &l, 0, x);
 }
 
 int main(int n, char **arg) {
     static const int types[] = { T_F16, T_Q8_0, T_Q4_0, T_S3, T_S2, T_T3, T_T2 };
-    size_t megabytes = n > 1 ? strtoul(arg[1], NULL, 10) : 256;
-    size_t cols = n > 2 ? strtoul(arg[2], NULL, 10) : 8192;
+    bool layer = n == 5 && strcmp(arg[1], "layer") == 0;
+    size_t megabytes = n > 1 && !layer ? strtoul(arg[1], NULL, 10) : 1000;
+    size_t cols = n > 2 && !layer ? strtoul(arg[2], NULL, 10) : 8192;
     DibitError err;
     Gpu *g;
     if (gpu_open(&g, NULL, &err) != 0 || gpu_ops_create(&ops, g, NULL, &err) != 0) {
         fprintf(stderr, "bench_gpu: %s\n", err.text);
         return 1;
     }
-    double rate = read_rate(megabytes * 1000000 / 4096 * 4096);
-    printf("# %s, %s; read %.0f GB/s\n", gpu_caps(g)->name, gpu_caps(g)->driver, rate * 1e-9);
-    time_dispatch();
-    printf("type,rows,cols,MB,us,GB/s,share of read in %%\n");
-    for (size_t i = 0; i < ARRAY_LEN(types); i++) time_matrix(types[i], megabytes, cols, rate);
+    printf("# %s, %s\n", gpu_caps(g)->name, gpu_caps(g)->driver);
+    if (layer) {
+        time_layer(arg[2], arg[3], (int)strtol(arg[4], NULL, 10));
+    } else {
+        double rate = read_rate(megabytes * 1000000 / 4096 * 4096);
+        printf("# read %.0f GB/s\n", rate * 1e-9);
+        time_dispatch();
+        printf("type,rows,cols,MB,us,GB/s,share of read in %%\n");
+        for (size_t i = 0; i < ARRAY_LEN(types); i++) time_matrix(types[i], megabytes, cols, rate);
+    }
     gpu_ops_free(&ops);
     gpu_close(&g);
     return 0;

@@ -21,11 +21,12 @@ override V_RECORDS: u32;
 override V_SIGNS: u32;
 override CONTEXT: u32; // records of a head
 @group(0) @binding(0) var<storage, read> step: array<u32>;
-@group(0) @binding(1) var<storage, read> query: array<u32>;
+@group(0) @binding(1) var<storage, read> query: array<vec4<u32>>; // (D + 4) / 4 a head
 @group(0) @binding(2) var<storage, read> k4: array<vec4<u32>>;
 @group(0) @binding(3) var<storage, read> k1: array<u32>; // the same
 @group(0) @binding(4) var<storage, read> vs: array<u32>;
-@group(0) @binding(5) var<storage, read_write> partial: array<f32>;
+@group(0) @binding(5) var<storage, read> v4: array<vec4<u32>>; // the same
+@group(0) @binding(6) var<storage, read_write> partial: array<f32>;
 var<workgroup> s: array<f32, HEADS_WG * 256u>;
 var<workgroup> red: array<vec4f, 256>;
 var<workgroup> out: array<f32, HEADS_WG * D>;
@@ -54,6 +55,10 @@ fn as_record(kind: u32, p: u32, records: u32) -> bool {
   return kind >= 3u && p >= min(SINKS, records) && p < records;
 }
 
+fn dot16(a: vec4<u32>, b: vec4<u32>) -> i32 {
+  return idot(a.x, b.x) + idot(a.y, b.y) + idot(a.z, b.z) + idot(a.w, b.w);
+}
+
 fn score_record(i: u32, head: u32, kv: u32, p: u32) {
   let at = K_RECORDS + (kv * CONTEXT + p) * record_words();
   let signs = K_SIGNS + (kv * CONTEXT + p) * sign_words();
@@ -68,18 +73,16 @@ fn score_record(i: u32, head: u32, kv: u32, p: u32) {
     let u = vec4<u32>(lanes_of(st.x, K_TYPE, sg), lanes_of(st.y, K_TYPE, sg >> 4u),
                       lanes_of(st.z, K_TYPE, sg >> 8u), lanes_of(st.w, K_TYPE, sg >> 12u));
     for (var h = 0u; h < HEADS_WG; h++) {
-      let q = (head + h) * (D + 4u) + D / 4u + 4u * j;
-      dots[h] += idot(u.x, query[q]) + idot(u.y, query[q + 1u]) + idot(u.z, query[q + 2u]) +
-                 idot(u.w, query[q + 3u]);
+      dots[h] += dot16(u, query[(head + h) * (D + 4u) / 4u + D / 16u + j]);
     }
   }
   let rms = kv_rms(scale_byte(true, at));
   for (var h = 0u; h < HEADS_WG; h++) {
-    let q = (head + h) * (D + 4u) + D;
-    let sum = bitcast<i32>(query[q + 1u]);
+    let q = query[((head + h) * (D + 4u) + D) / 4u]; // scale, sum
+    let sum = bitcast<i32>(q.y);
     let unit = select(rms * (1.0 / 1.40), rms * (0.25 / 1.38), K_TYPE == 3u);
     let total = select(dots[h] - 4 * sum, 2 * dots[h] - 31 * sum, K_TYPE == 3u);
-    s[h * 256u + i] = unit * bitcast<f32>(query[q]) * f32(total);
+    s[h * 256u + i] = unit * bitcast<f32>(q.x) * f32(total);
   }
 }
 
@@ -90,19 +93,15 @@ fn score_q8(i: u32, head: u32, kv: u32, row: u32) {
   for (var j = 0u; j < D / 16u; j++) {
     let c = k4[at + 16u * j];
     for (var h = 0u; h < HEADS_WG; h++) {
-      let q = (head + h) * (D + 4u) + 4u * j;
-      dots[h] += idot(c.x, query[q]) + idot(c.y, query[q + 1u]) + idot(c.z, query[q + 2u]) +
-                 idot(c.w, query[q + 3u]);
+      dots[h] += dot16(c, query[(head + h) * (D + 4u) / 4u + j]);
     }
   }
   for (var h = 0u; h < HEADS_WG; h++) {
-    s[h * 256u + i] = bitcast<f32>(query[(head + h) * (D + 4u) + D]) * scale * f32(dots[h]);
+    let q = query[((head + h) * (D + 4u) + D) / 4u];
+    s[h * 256u + i] = bitcast<f32>(q.x) * scale * f32(dots[h]);
   }
 }
 
-fn query4(q: u32) -> vec4f {
-  return bitcast<vec4f>(vec4<u32>(query[q], query[q + 1u], query[q + 2u], query[q + 3u]));
-}
 
 fn score_f16(i: u32, head: u32, kv: u32, row: u32) {
   let at = (kv * K_ROWS + row) / 16u * (D / 8u) * 16u + row % 16u;
@@ -112,8 +111,8 @@ fn score_f16(i: u32, head: u32, kv: u32, row: u32) {
     let x = vec4f(unpack2x16float(c.x), unpack2x16float(c.y));
     let y = vec4f(unpack2x16float(c.z), unpack2x16float(c.w));
     for (var h = 0u; h < HEADS_WG; h++) {
-      let q = (head + h) * (D + 4u) + 8u * j;
-      dots[h] += dot(x, query4(q)) + dot(y, query4(q + 4u));
+      let q = (head + h) * (D + 4u) / 4u + 2u * j;
+      dots[h] += dot(x, bitcast<vec4f>(query[q])) + dot(y, bitcast<vec4f>(query[q + 1u]));
     }
   }
   for (var h = 0u; h < HEADS_WG; h++) { s[h * 256u + i] = dots[h]; }
@@ -150,7 +149,7 @@ fn softmax(i: u32, head: u32, span: u32, p0: u32, first: u32, end: u32) {
     workgroupBarrier();
   }
   if (l == 0u) {
-    let at = ((head + h) * SPANS + span) * (D + 2u) + D;
+    let at = ((head + h) * SPANS + span) * (D + 4u) + D;
     partial[at] = top;
     partial[at + 1u] = red[i].y;
   }
@@ -199,10 +198,9 @@ fn accum_records(i: u32, h: u32, kv: u32, p0: u32, first: u32, end: u32) {
   }
 }
 
-// Positions from..to-1 that are q8 rows (kind 1) or f16 rows (kind 0).
-fn accum_rows(i: u32, h: u32, kv: u32, p0: u32, first: u32, end: u32, records: u32) {
-  let per = select(4u, 2u, V_TYPE == 0u); // coordinates of a word
-  let words = D / per;
+// Positions first..end-1 that are q8 rows.
+fn accum_q8(i: u32, h: u32, kv: u32, p0: u32, first: u32, end: u32, records: u32) {
+  let words = D / 4u;
   let slices = 256u / words;
   let j = i % words;
   var acc = vec4f();
@@ -212,16 +210,31 @@ fn accum_rows(i: u32, h: u32, kv: u32, p0: u32, first: u32, end: u32, records: u
       var row = p;
       if (V_TYPE >= 3u) { row = recent_row(p, records); }
       let c = vs[(kv * V_ROWS + row) * words + j];
-      let weight = s[h * 256u + p - p0];
-      if (V_TYPE == 0u) {
-        acc += weight * vec4f(unpack2x16float(c), 0.0, 0.0);
-      } else {
-        let b = bitcast<vec4<i32>>(vec4<u32>(c << 24u, c << 16u, c << 8u, c)) >> vec4<u32>(24u);
-        acc += weight * bitcast<f32>(vs[V_SCALES + kv * V_ROWS + row]) * vec4f(b);
-      }
+      let weight = s[h * 256u + p - p0] * bitcast<f32>(vs[V_SCALES + kv * V_ROWS + row]);
+      acc += weight * vec4f(bitcast<vec4<i32>>(vec4<u32>(c << 24u, c << 16u, c << 8u, c)) >>
+                            vec4<u32>(24u));
     }
   }
-  add_slices(i, words, slices, acc, h * D + per * j, 1u, per);
+  add_slices(i, words, slices, acc, h * D + 4u * j, 1u, 4u);
+}
+
+// Positions first..end-1, f16 rows, eight values a vector.
+fn accum_f16(i: u32, h: u32, kv: u32, p0: u32, first: u32, end: u32) {
+  let words = D / 8u;
+  let slices = 256u / words;
+  let j = i % words;
+  var x = vec4f();
+  var y = vec4f();
+  if (i < slices * words) {
+    for (var p = first + i / words; p < end; p += slices) {
+      let c = v4[(kv * V_ROWS + p) * words + j];
+      let weight = s[h * 256u + p - p0];
+      x += weight * vec4f(unpack2x16float(c.x), unpack2x16float(c.y));
+      y += weight * vec4f(unpack2x16float(c.z), unpack2x16float(c.w));
+    }
+  }
+  add_slices(i, words, slices, x, h * D + 8u * j, 1u, 4u);
+  add_slices(i, words, slices, y, h * D + 8u * j + 4u, 1u, 4u);
 }
 
 @compute @workgroup_size(256)
@@ -262,11 +275,13 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u3
     workgroupBarrier();
     for (var h = 0u; h < HEADS_WG; h++) { accum_records(i, h, kv, p0, begin, to); }
   }
-  if (V_TYPE < 3u || first < begin || end > to) {
-    for (var h = 0u; h < HEADS_WG; h++) { accum_rows(i, h, kv, p0, first, end, records); }
+  if (V_TYPE == 0u) {
+    for (var h = 0u; h < HEADS_WG; h++) { accum_f16(i, h, kv, p0, first, end); }
+  } else if (V_TYPE == 1u || first < begin || end > to) {
+    for (var h = 0u; h < HEADS_WG; h++) { accum_q8(i, h, kv, p0, first, end, records); }
   }
   workgroupBarrier();
   for (var j = i; j < HEADS_WG * D; j += 256u) {
-    partial[((head + j / D) * SPANS + span) * (D + 2u) + j % D] = out[j];
+    partial[((head + j / D) * SPANS + span) * (D + 4u) + j % D] = out[j];
   }
 }

@@ -30,7 +30,7 @@ size_t gpu_query_bytes(const GpuHeads *h) {
 }
 
 size_t gpu_partial_bytes(const GpuHeads *h) {
-    return (size_t)h->n_heads * n_spans(h) * ((size_t)h->head_dim + 2) * sizeof(float);
+    return (size_t)h->n_heads * n_spans(h) * ((size_t)h->head_dim + 4) * sizeof(float);
 }
 
 /* Rows of f16 or q8 and the scales of the latter; with records the rows are the recent ones. */
@@ -128,8 +128,8 @@ void gpu_op_attend(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId out, const Gp
         { "V_RECORDS", (double)v->records },
         { "V_SIGNS", (double)v->signs },
     };
-    const GpuRange ranges[] = { all(h->step),   all(h->query),  all(k->buffer),
-                                all(k->buffer), all(v->buffer), all(h->partial) };
+    const GpuRange ranges[] = { all(h->step),   all(h->query),  all(k->buffer), all(k->buffer),
+                                all(v->buffer), all(v->buffer), all(h->partial) };
     gpu_list_add(o, l, "attend", consts, ARRAY_LEN(consts), ranges, ARRAY_LEN(ranges),
                  (uint32_t)(h->n_heads / per), 0);
     const GpuConst merge[] = { { "D", h->head_dim },
@@ -147,7 +147,7 @@ void gpu_op_attend(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId out, const Gp
 GpuSource gpu_one_span(const GpuHeads *h) {
     size_t d = (size_t)h->head_dim;
     return (GpuSource){
-        .kind = GPU_ONE, .a = all(h->partial), .head = d, .each = n_spans(h) * (d + 2)
+        .kind = GPU_ONE, .a = all(h->partial), .head = d, .each = n_spans(h) * (d + 4)
     };
 }
 

@@ -13,9 +13,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u3
   let n = step[1] / 256u + 1u;
   var first = 0u;
   if (FIRST > 0u && step[1] + 1u > FIRST) { first = (step[1] + 1u - FIRST) / 256u; }
-  let at = wg.x * SPANS * (D + 2u);
+  let at = wg.x * SPANS * (D + 4u);
   var top = -3.0e38;
-  for (var e = first + i; e < n; e += 128u) { top = max(top, partial[at + e * (D + 2u) + D]); }
+  for (var e = first + i; e < n; e += 128u) { top = max(top, partial[at + e * (D + 4u) + D]); }
   part[i] = top;
   workgroupBarrier();
   for (var h = 64u; h > 0u; h >>= 1u) {
@@ -26,7 +26,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u3
   var total = 0.0;
   var x = vec2f();
   for (var e = first; e < n; e++) {
-    let b = at + e * (D + 2u);
+    let b = at + e * (D + 4u);
     let f = exp(partial[b + D] - top);
     total += f * partial[b + D + 1u];
     if (i < D) { x.x += f * partial[b + i]; }

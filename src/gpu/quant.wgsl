@@ -12,10 +12,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u3
   var r = 0.0;
   if (SRC == 1u) { r = inverse_root(i); }
   let at = wg.x * 1024u + i * 4u;
-  var x = vec4f();
-  for (var k = 0u; k < 4u; k++) {
-    if (at + k < N) { x[k] = source(at + k, r); }
-  }
+  let x = source(at / 4u, r);
   tops[i] = max(max(magnitude(x.x), magnitude(x.y)), max(magnitude(x.z), magnitude(x.w)));
   workgroupBarrier();
   var top = 0u;

@@ -22,6 +22,11 @@ fn place(tile: u32, e: u32) -> u32 {
   return which / STRIDE * (STRIDE * SET) + which % STRIDE + s * STRIDE;
 }
 
+fn factor(j: u32) -> f32 {
+  if (SIGN == 0u) { return 1.0; }
+  return select(FACTOR, -FACTOR, (lowbias32(SEED + j * 0x9e3779b9u) >> 31u) == 1u);
+}
+
 fn total_of(i: u32) {
   workgroupBarrier();
   for (var h = 128u; h > 0u; h >>= 1u) {
@@ -35,16 +40,15 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u3
   var r = 0.0;
   if (SRC == 1u) { r = inverse_root(i); }
   let step = select(TILE / SET, 1u, STRIDE == 1u); // in the tile, of the values of a set
-  for (var e = i; e < TILE; e += 256u) {
+  for (var e = i; e < TILE / 4u && STRIDE == 1u; e += 256u) { // four neighbours each
+    let j = wg.x * TILE + 4u * e;
+    let x = source(j / 4u, r);
+    for (var k = 0u; k < 4u; k++) { part[4u * e + k] = x[k] * factor(j + k); }
+  }
+  for (var e = i; e < TILE && STRIDE != 1u; e += 256u) {
     let j = place(wg.x, e);
-    var x = 0.0;
-    if (j < N) {
-      x = source(j, r);
-      if (SIGN == 1u) {
-        x *= select(FACTOR, -FACTOR, (lowbias32(SEED + j * 0x9e3779b9u) >> 31u) == 1u);
-      }
-    }
-    part[e] = x;
+    part[e] = 0.0;
+    if (j < N) { part[e] = a[j / 4u][j % 4u] * factor(j); }
   }
   workgroupBarrier();
   for (var h = step; h < step * SET; h *= 2u) {

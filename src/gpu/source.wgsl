@@ -1,19 +1,22 @@
 // source.wgsl - what quant.wgsl and rotate.wgsl read. SRC: 0 a itself; 1 RMSNorm of a with the weights
 // b, as rmsnorm() of kern/float_scalar.c; 2 SwiGLU of gate a and up b, as swiglu() there; 3 the output
 // of attention where it is a single span: head after head of what attend.wgsl wrote, HEAD values
-// EACH apart. The file behind declares part, of 256 or more f32 in workgroup memory.
+// EACH apart, both multiples of 4. The file behind declares part, of 256 or more f32 in workgroup memory.
 override N: u32;
 override SRC: u32 = 0u;
 override EPS: f32 = 0.0;
 override HEAD: u32 = 1u;
 override EACH: u32 = 1u;
-@group(0) @binding(0) var<storage, read> a: array<f32>;
-@group(0) @binding(1) var<storage, read> b: array<f32>;
+@group(0) @binding(0) var<storage, read> a: array<vec4f>;
+@group(0) @binding(1) var<storage, read> b: array<vec4f>;
 
 // 1 / sqrt(mean of squares + eps), by all 256 invocations.
 fn inverse_root(i: u32) -> f32 {
   var s = 0.0;
-  for (var j = i; j < N; j += 256u) { s += a[j] * a[j]; }
+  for (var j = i; j < N / 4u; j += 256u) { s += dot(a[j], a[j]); }
+  if (i == 0u) {
+    for (var k = 0u; k < N % 4u; k++) { s += a[N / 4u][k] * a[N / 4u][k]; }
+  }
   part[i] = s;
   workgroupBarrier();
   for (var h = 128u; h > 0u; h >>= 1u) {
@@ -25,14 +28,22 @@ fn inverse_root(i: u32) -> f32 {
   return r;
 }
 
-fn source(j: u32, r: f32) -> f32 {
-  if (SRC == 3u) {
-    let at = j / HEAD * EACH;
-    return a[at + j % HEAD] / a[at + HEAD + 1u];
+// Values 4j to 4j + 3; those from N on are 0.
+fn source(j: u32, r: f32) -> vec4f {
+  var x = vec4f();
+  if (4u * j < N) {
+    if (SRC == 3u) {
+      let at = 4u * j / HEAD * EACH;
+      x = a[(at + 4u * j % HEAD) / 4u] / a[(at + HEAD) / 4u].y;
+    } else {
+      x = a[j];
+      let y = b[j];
+      if (SRC == 1u) { x = x * r * y; }
+      if (SRC == 2u) { x = x / (1.0 + exp(min(-x, vec4f(88.0)))) * y; }
+    }
   }
-  let x = a[j];
-  let y = b[j % arrayLength(&b)];
-  if (SRC == 1u) { return x * r * y; }
-  if (SRC == 2u) { return x / (1.0 + exp(min(-x, 88.0))) * y; }
+  if (4u * j + 4u > N) {
+    return select(vec4f(), x, vec4<u32>(4u * j) + vec4<u32>(0u, 1u, 2u, 3u) < vec4<u32>(N));
+  }
   return x;
 }

@@ -130,8 +130,13 @@ static int load(DibitBackend *api, const Model *m, DibitError *err) {
 
 /* ---- the lists of a session ---- */
 
+/* Bytes of n floats, whole vectors. */
+static size_t vector_bytes(size_t n) {
+    return (n + 3) / 4 * 4 * sizeof(float);
+}
+
 static GpuSource normed(GpuId x, GpuId weights, const Hparams *h) {
-    size_t n = (size_t)h->n_embd * sizeof(float);
+    size_t n = vector_bytes((size_t)h->n_embd);
     return (GpuSource){ .kind = GPU_NORM, .a = { x, 0, n }, .b = { weights, 0, n }, .eps = h->eps };
 }
 
@@ -151,7 +156,7 @@ static void project(Session *s, GpuList *l, const GpuSource *from, const GpuMatr
 static void list_attend(Session *s, GpuList *l, const GpuLayer *g, const GpuKvSide *kv) {
     GpuOps *o = &s->b->ops;
     const Hparams *h = &s->b->m->hp;
-    size_t n = (size_t)h->n_heads * (size_t)h->head_dim * sizeof(float);
+    size_t n = vector_bytes((size_t)h->n_heads * (size_t)h->head_dim);
     const GpuSource att = { .kind = GPU_PLAIN, .a = { s->att, 0, n } }, one = gpu_one_span(&s->h);
     bool unmerged = !kv_type(kv[1].type)->rotate && gpu_int8_input(&g->o);
     gpu_op_attend(o, l, &s->h, s->att, &kv[0], &kv[1], unmerged);
@@ -170,7 +175,7 @@ static void list_layer(Session *s, int layer) {
     const GpuLayer *g = &s->b->layers[layer];
     const GpuKvSide *kv = s->kv[layer];
     size_t q = (size_t)h->n_heads * (size_t)h->head_dim;
-    size_t k = (size_t)h->n_kv_heads * (size_t)h->head_dim, ff = (size_t)h->n_ff * sizeof(float);
+    size_t k = (size_t)h->n_kv_heads * (size_t)h->head_dim, ff = vector_bytes((size_t)h->n_ff);
     const GpuSource first = normed(s->x, g->attn_norm, h), second = normed(s->x, g->ffn_norm, h);
     const GpuSource gated = { .kind = GPU_SWIGLU,
                               .a = { s->ff, 0, ff },
