@@ -178,7 +178,7 @@ static void time_attention(const char *cache, int pos) {
     GpuList l = { 0 };
     uint32_t step[GPU_STEP_WORDS] = { 0, (uint32_t)pos };
     step[GPU_STEP_RECORDS] = (uint32_t)MAX(0, pos / 16 * 16 - KV_WINDOW + 16);
-    step[GPU_STEP_ENCODE] = (uint32_t)MAX(0, pos - KV_WINDOW + 17);
+    step[GPU_STEP_ENCODE] = (uint32_t)MAX(0, pos / 16 * 16 - KV_WINDOW + 1);
     h.step = gpu_ops_buffer(&ops, sizeof step);
     h.turns = gpu_ops_buffer(&ops, (size_t)h.n_ctx * D * sizeof(float));
     h.query = gpu_ops_buffer(&ops, gpu_query_bytes(&h));
@@ -193,7 +193,7 @@ static void time_attention(const char *cache, int pos) {
     gpu_op_attend(&ops, &l, &h, out, &k, &v, false);
     time_op("attend and merge", &l, pos, out);
     gpu_op_encode(&ops, &l, &h, weights, &k, true);
-    if (l.n) time_op("record of keys", &l, pos, out);
+    if (l.n) time_op("16 records of each head's keys", &l, pos, out);
 }
 
 static void time_layer(const char *type, const char *cache, int pos) {

@@ -450,11 +450,6 @@ void cache_advance(Cache *c, int n) {
         c->ring_from = MAX(c->ring_from, c->n_past - c->shape.window);
 }
 
-int cache_record_due(const Cache *c, int pos) {
-    int first = MAX(MIN(records_done(c, pos), c->n_records), c->q8_from);
-    return c->has_records && first < records_done(c, pos + 1) ? first : -1;
-}
-
 bool cache_can_restore(const Cache *c, int n_past, int q8_from, int ring_from) {
     return q8_from >= 0 && q8_from <= ring_from && ring_from <= n_past &&
            n_past <= c->shape.n_ctx &&

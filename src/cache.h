@@ -131,8 +131,6 @@ typedef struct KvView {
 int cache_type(const Cache *c, int layer, int side);
 /* Where the records that query i reads end; 0 if the layer has none. */
 int cache_records_end(const Cache *c, int layer, int i);
-/* The position whose record is made when position `pos` is put, or -1. Of a cache with a window. */
-int cache_record_due(const Cache *c, int pos);
 /* The rows that hold position p of a side (0: K, 1: V), from position `start` on: p itself, or
  * where p is read as a record (sinks <= p < records_end) the first one of its block of KV_BLOCK.
  * They end with their page and with their kind: sinks, records, window. */

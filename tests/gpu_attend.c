@@ -178,7 +178,7 @@ static void run_case(GpuOps *o, Ops *cpu, const Case *a) {
         test_fill(s.in, all);
         uint32_t step[GPU_STEP_WORDS] = { 0, (uint32_t)pos };
         step[GPU_STEP_RECORDS] = (uint32_t)cache_records_end(&s.cache, 0, pos);
-        step[GPU_STEP_ENCODE] = (uint32_t)(cache_record_due(&s.cache, pos) + 1);
+        step[GPU_STEP_ENCODE] = gpu_step_encode(&s.cache, pos);
         gpu_write(o->gpu, s.x, 0, s.in, all * 4);
         gpu_write(o->gpu, s.h.step, 0, step, sizeof step);
         test_run(o, &s.list, pos);

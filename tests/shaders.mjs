@@ -35,7 +35,7 @@ const types = [0, 1, 3, 4];
 const variants = {
   norm: { N: 500, SRC: [0, 1, 2, 3], EPS: 1e-5, HEAD: 64, EACH: 198 },
   quant: { N: 500, SRC: [0, 1, 2, 3], EPS: 1e-5, HEAD: 64, EACH: 198, PAD: 512 },
-  rotate: { N: 4096, SRC: [0, 1, 2, 3], EPS: 1e-5, HEAD: 64, EACH: 198, SET: 4096, TILE: 4096, STRIDE: [1, 8], SIGN: [0, 1],
+  rotate: { N: 4096, SRC: [0, 1, 2, 3], EPS: 1e-5, HEAD: 64, EACH: 198, SET: [16, 4096], STRIDE: [1, 8], SIGN: [0, 1],
             SEED: 4294967295, FACTOR: 0.5, QUANT: [0, 1] },
   quant_t: { N: 8192 },
   mul_q4: mul,

@@ -38,6 +38,18 @@ fn sign_words() -> u32 { return D / 32u; }
 // The scale byte of a record whose words begin at `at`.
 fn scale_byte(k: bool, at: u32) -> u32 {
   var b = 0u;
+  if (D == 128u) { // bit 23 of each word
+    var c = v4[at / 4u];
+    var d = v4[at / 4u + 1u];
+    if (k) {
+      c = k4[at / 4u];
+      d = k4[at / 4u + 1u];
+    }
+    c = (c >> vec4<u32>(23u)) & vec4<u32>(1u);
+    d = (d >> vec4<u32>(23u)) & vec4<u32>(1u);
+    return c.x | (c.y << 1u) | (c.z << 2u) | (c.w << 3u) |
+           ((d.x | (d.y << 1u) | (d.z << 2u) | (d.w << 3u)) << 4u);
+  }
   for (var g = 0u; g < 8u; g++) {
     let t = (2u * g + 1u) * (D / 4u) / 16u;
     var c = 0u;
@@ -59,21 +71,32 @@ fn dot16(a: vec4<u32>, b: vec4<u32>) -> i32 {
   return idot(a.x, b.x) + idot(a.y, b.y) + idot(a.z, b.z) + idot(a.w, b.w);
 }
 
+fn word_dots(c: u32, before: u32, sg: u32) -> vec4<u32> {
+  let st = states(c, before);
+  return vec4<u32>(lanes_of(st.x, K_TYPE, sg), lanes_of(st.y, K_TYPE, sg >> 4u),
+                   lanes_of(st.z, K_TYPE, sg >> 8u), lanes_of(st.w, K_TYPE, sg >> 12u));
+}
+
 fn score_record(i: u32, head: u32, kv: u32, p: u32) {
   let at = K_RECORDS + (kv * CONTEXT + p) * record_words();
   let signs = K_SIGNS + (kv * CONTEXT + p) * sign_words();
   var dots: array<i32, 8>;
   var before = 0u;
-  for (var j = 0u; j < D / 16u; j++) {
-    let c = k1[at + j];
-    let st = states(c, before);
-    before = c;
-    var sg = 0u;
-    if (K_TYPE == 3u) { sg = k1[signs + j / 2u] >> (16u * (j % 2u)); }
-    let u = vec4<u32>(lanes_of(st.x, K_TYPE, sg), lanes_of(st.y, K_TYPE, sg >> 4u),
-                      lanes_of(st.z, K_TYPE, sg >> 8u), lanes_of(st.w, K_TYPE, sg >> 12u));
+  for (var j = 0u; j < D / 16u; j += 4u) { // a vector; words behind the record have no query
+    let c = k4[(at + j) / 4u];
+    var sg = vec2u();
+    if (K_TYPE == 3u) {
+      sg.x = k1[signs + j / 2u];
+      if (j + 2u < D / 16u) { sg.y = k1[signs + j / 2u + 1u]; }
+    }
+    let u = array<vec4<u32>, 4>(word_dots(c.x, before, sg.x), word_dots(c.y, c.x, sg.x >> 16u),
+                                word_dots(c.z, c.y, sg.y), word_dots(c.w, c.z, sg.y >> 16u));
+    before = c.w;
     for (var h = 0u; h < HEADS_WG; h++) {
-      dots[h] += dot16(u, query[(head + h) * (D + 4u) / 4u + D / 16u + j]);
+      let q = (head + h) * (D + 4u) / 4u + D / 16u + j;
+      for (var w = 0u; w < 4u; w++) {
+        if (j + w < D / 16u) { dots[h] += dot16(u[w], query[q + w]); }
+      }
     }
   }
   let rms = kv_rms(scale_byte(true, at));
@@ -167,12 +190,37 @@ fn add_slices(i: u32, words: u32, slices: u32, x: vec4f, at: u32, stride: u32, n
   }
 }
 
+// Weights of the records, times their units, become integers of 14 bits (round_weights() of
+// kern/kv_scalar.c); returns the step they are multiples of. A head at a time.
+fn round_weights(i: u32, h: u32, used: bool) -> f32 {
+  var w = 0.0;
+  if (used) { w = s[h * 256u + i]; }
+  workgroupBarrier();
+  red[i].x = w;
+  workgroupBarrier();
+  for (var n = 128u; n > 0u; n >>= 1u) {
+    if (i < n) { red[i].x = max(red[i].x, red[i + n].x); }
+    workgroupBarrier();
+  }
+  let top = red[0].x;
+  var c = 0u;
+  if (top > 0.0) { c = min(u32(w * (16383.0 / top) + 0.5), 16383u); }
+  workgroupBarrier();
+  red[i] = vec4f(bitcast<f32>(c), 0.0, 0.0, 0.0);
+  workgroupBarrier();
+  if (top >= 0.0) { return top * (1.0 / 16383.0); }
+  return top; // no number
+}
+
+// Two 16-bit sums a word: values of at most 31 times 7 bits of weight, for at most 16 positions.
 fn accum_records(i: u32, h: u32, kv: u32, p0: u32, first: u32, end: u32) {
   let words = D / 16u;
   let slices = 256u / words;
   let j = i % words;
-  var acc: array<vec4f, 4>;
-  var total = 0.0;
+  let unit = round_weights(i, h, p0 + i >= first && p0 + i < end);
+  var high: array<vec2u, 4>; // of the four steps: lanes 0 and 2, lanes 1 and 3
+  var low: array<vec2u, 4>;
+  var total = 0u;
   if (i < slices * words) {
     for (var p = first + i / words; p < end; p += slices) {
       let at = V_RECORDS + (kv * CONTEXT + p) * record_words() + j;
@@ -183,18 +231,26 @@ fn accum_records(i: u32, h: u32, kv: u32, p0: u32, first: u32, end: u32) {
       if (V_TYPE == 3u) {
         sg = vs[V_SIGNS + (kv * CONTEXT + p) * sign_words() + j / 2u] >> (16u * (j % 2u));
       }
-      let weight = s[h * 256u + p - p0];
+      let weight = bitcast<u32>(red[p - p0].x);
+      let up = weight >> 7u;
+      let down = weight & 127u;
       let st = states(c, before);
       for (var t = 0u; t < 4u; t++) {
         let u = lanes_of(st[t], V_TYPE, sg >> (4u * t));
-        acc[t] += weight * vec4f(vec4<u32>(u, u >> 8u, u >> 16u, u >> 24u) & vec4<u32>(255u));
+        let pair = vec2u(u & 0x00ff00ffu, (u >> 8u) & 0x00ff00ffu);
+        high[t] += pair * up;
+        low[t] += pair * down;
       }
       total += weight;
     }
   }
   for (var t = 0u; t < 4u; t++) {
-    let x = select(acc[t] - 4.0 * total, 2.0 * acc[t] - 31.0 * total, V_TYPE == 3u);
-    add_slices(i, words, slices, x, h * D + 4u * j + t, D / 4u, 4u);
+    let a = vec4<u32>(high[t] & vec2u(0xffffu), high[t] >> vec2u(16u));
+    let b = vec4<u32>(low[t] & vec2u(0xffffu), low[t] >> vec2u(16u));
+    let sum = vec4<i32>(a * 128u + b);
+    let n = i32(total);
+    let x = select(sum - vec4<i32>(4 * n), 2 * sum - vec4<i32>(31 * n), V_TYPE == 3u);
+    add_slices(i, words, slices, unit * vec4f(x), h * D + 4u * j + t, D / 4u, 4u);
   }
 }
 

@@ -151,6 +151,13 @@ GpuSource gpu_one_span(const GpuHeads *h) {
     };
 }
 
+uint32_t gpu_step_encode(const Cache *c, int pos) {
+    int end = pos + 1 - c->shape.window + KV_BLOCK; /* of the records that there are then */
+    int first = MAX(end - KV_BLOCK, c->q8_from);
+    return c->has_records && end % KV_BLOCK == 0 && first >= 0 && first < end ? (uint32_t)first + 1
+                                                                              : 0;
+}
+
 void gpu_op_encode(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId weights, const GpuKvSide *s,
                    bool key) {
     if (!is_record(s->type)) return;
@@ -168,5 +175,5 @@ void gpu_op_encode(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId weights, cons
     };
     const GpuRange ranges[] = { all(h->step), all(weights), all(s->buffer) };
     gpu_list_add(o, l, "encode", consts, ARRAY_LEN(consts), ranges, ARRAY_LEN(ranges),
-                 (uint32_t)h->n_kv_heads, 1);
+                 (uint32_t)h->n_kv_heads, KV_BLOCK);
 }

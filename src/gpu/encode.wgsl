@@ -1,4 +1,5 @@
-// encode.wgsl - the record of position step[3] - 1 from its q8 row, one KV head a workgroup of 256: the
+// encode.wgsl - the records of a block of 16 positions from their q8 rows, from position step[3] - 1 on:
+// workgroup (x, y) of 256 has KV head x and the y-th of them. It is the
 // beam search of kv23.c (search(), kv_luts, kv_step, trace_back) with a survivor's parent kept, and
 // store(). An invocation tries one next byte. step[3] = 0: nothing to do.
 override D: u32;
@@ -154,7 +155,8 @@ fn store_record(i: u32, head: u32, p: u32) {
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u32) {
   if (step[3] == 0u) { return; }
-  let p = step[3] - 1u;
+  let p = step[3] - 1u + wg.y;
+  if (p / 16u != (step[3] - 1u) / 16u) { return; }
   let head = wg.x;
   let row = SINKS + p % WINDOW;
   let nb = D / 4u;

@@ -206,7 +206,7 @@ static double one_or(size_t n) {
     return n ? (double)n : 1;
 }
 
-enum { TILE_LEAST = 1024, TILE_MOST = 4096, BLOCK = 1024 };
+enum { TILE = 4096, BLOCK = 1024 };
 
 static uint32_t pieces(size_t n, size_t each) {
     return (uint32_t)((n + each - 1) / each);
@@ -222,26 +222,28 @@ typedef struct Turn {
 
 static void add_turn(GpuOps *o, GpuList *l, const GpuInput *in, const GpuSource *s, GpuId to,
                      const Turn *t) {
-    size_t tile = MIN(MAX(t->size, (size_t)TILE_LEAST), (size_t)TILE_MOST);
     const GpuConst consts[] = {
-        { "N", (double)t->n },       { "SRC", s->kind },
-        { "EPS", (double)s->eps },   { "HEAD", one_or(s->head) },
-        { "EACH", one_or(s->each) }, { "SET", (double)t->size },
-        { "TILE", (double)tile },    { "STRIDE", (double)t->stride },
-        { "SIGN", t->sign },         { "SEED", t->seed },
-        { "FACTOR", t->factor },     { "QUANT", t->quant },
+        { "N", (double)t->n },           { "SRC", s->kind },          { "EPS", (double)s->eps },
+        { "HEAD", one_or(s->head) },     { "EACH", one_or(s->each) }, { "SET", (double)t->size },
+        { "STRIDE", (double)t->stride }, { "SIGN", t->sign },         { "SEED", t->seed },
+        { "FACTOR", t->factor },         { "QUANT", t->quant },
     };
     const GpuRange ranges[] = { s->a, second_of(s), all(to), all(in->q), all(in->groups) };
     gpu_list_add(o, l, "rotate", consts, ARRAY_LEN(consts), ranges, ARRAY_LEN(ranges),
-                 pieces(t->n, tile), 1);
+                 pieces(t->n, TILE), 1);
 }
 
 /* trellis_rotate(), then quantize_t(). */
 static void input_rotated(GpuOps *o, GpuList *l, GpuInput *in, const GpuSource *s, size_t n,
                           uint32_t seed) {
     size_t b = n & (~n + 1), m = n / b;
-    Turn t = { n,    MIN(b, (size_t)TILE_MOST),           1, true, b == n && b <= TILE_MOST,
-               seed, (double)(float)(1 / sqrt((double)b)) };
+    Turn t = { n,
+               MIN(b, (size_t)TILE),
+               1,
+               true,
+               b == n && b <= TILE,
+               seed,
+               (double)(float)(1 / sqrt((double)b)) };
     GpuSource from = *s;
     GpuId to = in->x;
     for (;;) {
@@ -249,8 +251,8 @@ static void input_rotated(GpuOps *o, GpuList *l, GpuInput *in, const GpuSource *
         if (t.quant) return;
         from = (GpuSource){ .kind = GPU_PLAIN, .a = all(to) };
         to = to == in->x ? in->y : in->x;
-        if (t.stride == 1 && b > TILE_MOST)
-            t = (Turn){ n, b / TILE_MOST, TILE_MOST, false, false, 0, 1 };
+        if (t.stride == 1 && b > TILE)
+            t = (Turn){ n, b / TILE, TILE, false, false, 0, 1 };
         else if (t.stride != 8 * m && m > 1)
             t = (Turn){
                 n, b / 8, 8 * m, true, false, seed + 1, (double)(float)(1 / sqrt((double)b / 8))

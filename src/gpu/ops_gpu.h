@@ -142,7 +142,12 @@ void gpu_op_heads(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId x, GpuId bias,
 void gpu_op_attend(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId out, const GpuKvSide *k,
                    const GpuKvSide *v, bool unmerged);
 GpuSource gpu_one_span(const GpuHeads *h);
-/* The record that is due, GPU_STEP_ENCODE. weights: (n_kv_heads, 4). Nothing for other types. */
+/* GPU_STEP_ENCODE of a token: at the end of a block of positions the block that leaves the window
+ * with it is due, 1 + its first position without a record; else 0. */
+uint32_t gpu_step_encode(const Cache *c, int pos);
+/* The records that are due, from position GPU_STEP_ENCODE - 1 on to the end of its block: run after
+ * a token where that is not 0. Nothing reads them before the next token. weights: (n_kv_heads, 4).
+ * Nothing for other types. */
 void gpu_op_encode(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId weights, const GpuKvSide *s,
                    bool key);
 #endif

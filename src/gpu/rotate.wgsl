@@ -1,80 +1,99 @@
 // rotate.wgsl - one pass of trellis_rotate() of trellis23.c: Hadamard transforms of sets of SET values
-// STRIDE apart, TILE / SET sets a workgroup of 256; with SIGN first times +-FACTOR by the seed's
-// signs. With QUANT the set is the whole row, and int8 codes of it come out: quantize_t() of
-// kern/trellis_scalar.c.
-override SET: u32;    // a power of two, at most TILE
-override TILE: u32;   // values of a workgroup, 1024 to 4096
+// STRIDE apart, 4096 / SET sets a workgroup of 256; with SIGN first times +-FACTOR by the seed's
+// signs. An invocation does four steps at a time on 16 values in registers. With QUANT the set is the
+// whole row, and int8 codes of it come out: quantize_t() of kern/trellis_scalar.c.
+override SET: u32;    // a power of two, at most 4096
 override STRIDE: u32; // of the values of a set
 override SIGN: u32;
 override SEED: u32 = 0u;
 override FACTOR: f32 = 1.0;
 override QUANT: u32;
+const TILE = 4096u;
 @group(0) @binding(2) var<storage, read_write> y: array<f32>;
 @group(0) @binding(3) var<storage, read_write> q: array<u32>;
 @group(0) @binding(4) var<storage, read_write> groups: array<vec2u>;
 var<workgroup> part: array<f32, TILE>;
 
-// Where value e of this workgroup's tile is in the row; neighbours in the tile are neighbours there.
+// Where value e of this workgroup's tile, value e % SET of a set, is in the row.
 fn place(tile: u32, e: u32) -> u32 {
   if (STRIDE == 1u) { return tile * TILE + e; }
-  let which = tile * (TILE / SET) + e % (TILE / SET);
-  let s = e / (TILE / SET);
-  return which / STRIDE * (STRIDE * SET) + which % STRIDE + s * STRIDE;
+  let which = (tile * TILE + e) / SET;
+  return which / STRIDE * (STRIDE * SET) + which % STRIDE + e % SET * STRIDE;
 }
+
+// Where it is in part, so that neighbouring invocations meet different banks.
+fn bank(e: u32) -> u32 { return e ^ ((e >> 4u) & 15u); }
 
 fn factor(j: u32) -> f32 {
   if (SIGN == 0u) { return 1.0; }
   return select(FACTOR, -FACTOR, (lowbias32(SEED + j * 0x9e3779b9u) >> 31u) == 1u);
 }
 
-fn total_of(i: u32) {
-  workgroupBarrier();
-  for (var h = 128u; h > 0u; h >>= 1u) {
-    if (i < h) { part[i] += part[i + h]; }
-    workgroupBarrier();
-  }
+struct Sixteen { a: vec4f, b: vec4f, c: vec4f, d: vec4f }
+
+fn pairs(v: vec4f) -> vec4f { return vec4f(v.x + v.y, v.x - v.y, v.z + v.w, v.z - v.w); }
+fn halves(v: vec4f) -> vec4f { return vec4f(v.xy + v.zw, v.xy - v.zw); }
+
+// Sums and differences of values `step` * 1, 2, 4, 8 apart, as far as a set goes.
+fn sixteen(x: Sixteen, step: u32) -> Sixteen {
+  var v = x;
+  if (step < SET) { v = Sixteen(pairs(v.a), pairs(v.b), pairs(v.c), pairs(v.d)); }
+  if (2u * step < SET) { v = Sixteen(halves(v.a), halves(v.b), halves(v.c), halves(v.d)); }
+  if (4u * step < SET) { v = Sixteen(v.a + v.b, v.a - v.b, v.c + v.d, v.c - v.d); }
+  if (8u * step < SET) { v = Sixteen(v.a + v.c, v.b + v.d, v.a - v.c, v.b - v.d); }
+  return v;
 }
 
-@compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u32) {
-  var r = 0.0;
-  if (SRC == 1u) { r = inverse_root(i); }
-  let step = select(TILE / SET, 1u, STRIDE == 1u); // in the tile, of the values of a set
-  for (var e = i; e < TILE / 4u && STRIDE == 1u; e += 256u) { // four neighbours each
-    let j = wg.x * TILE + 4u * e;
-    let x = source(j / 4u, r);
-    for (var k = 0u; k < 4u; k++) { part[4u * e + k] = x[k] * factor(j + k); }
-  }
-  for (var e = i; e < TILE && STRIDE != 1u; e += 256u) {
-    let j = place(wg.x, e);
-    part[e] = 0.0;
-    if (j < N) { part[e] = a[j / 4u][j % 4u] * factor(j); }
-  }
+fn four(e: u32, step: u32) -> vec4f {
+  return vec4f(part[bank(e)], part[bank(e + step)], part[bank(e + 2u * step)],
+               part[bank(e + 3u * step)]);
+}
+
+fn put_four(e: u32, step: u32, v: vec4f) {
+  part[bank(e)] = v.x;
+  part[bank(e + step)] = v.y;
+  part[bank(e + 2u * step)] = v.z;
+  part[bank(e + 3u * step)] = v.w;
+}
+
+fn put(e: u32, step: u32, v: Sixteen) {
+  put_four(e, step, v.a);
+  put_four(e + 4u * step, step, v.b);
+  put_four(e + 8u * step, step, v.c);
+  put_four(e + 12u * step, step, v.d);
+}
+
+// Steps `step` to 8 * step, from part to part.
+fn round_of(i: u32, step: u32) {
+  let e = i / step * (16u * step) + i % step;
   workgroupBarrier();
-  for (var h = step; h < step * SET; h *= 2u) {
-    for (var k = i; k < TILE / 2u; k += 256u) {
-      let e = k / h * (2u * h) + k % h;
-      let u = part[e];
-      let v = part[e + h];
-      part[e] = u + v;
-      part[e + h] = u - v;
-    }
-    workgroupBarrier();
+  put(e, step, sixteen(Sixteen(four(e, step), four(e + 4u * step, step), four(e + 8u * step, step),
+                               four(e + 12u * step, step)), step));
+}
+
+// Values e to e + 3 of the tile.
+fn load(tile: u32, e: u32, r: f32) -> vec4f {
+  if (STRIDE == 1u) {
+    let j = place(tile, e);
+    return source(j / 4u, r) * vec4f(factor(j), factor(j + 1u), factor(j + 2u), factor(j + 3u));
   }
-  if (QUANT == 0u) {
-    for (var e = i; e < TILE; e += 256u) {
-      let j = place(wg.x, e);
-      if (j < N) { y[j] = part[e]; }
-    }
-    return;
+  var v = vec4f();
+  for (var c = 0u; c < 4u; c++) {
+    let m = place(tile, e + c);
+    if (m < N) { v[c] = a[m / 4u][m % 4u] * factor(m); }
   }
+  return v;
+}
+
+fn quantize(i: u32) {
   var v: array<vec4f, 4>; // of up to four quads
   var top = 0u;
   let quads = N / 4u;
   for (var k = 0u; k < 4u; k++) {
     let j = i + 256u * k;
     if (j < quads) {
-      v[k] = vec4f(part[j], part[j + quads], part[j + 2u * quads], part[j + 3u * quads]);
+      v[k] = vec4f(part[bank(j)], part[bank(j + quads)], part[bank(j + 2u * quads)],
+                   part[bank(j + 3u * quads)]);
       top = max(top, max(max(magnitude(v[k].x), magnitude(v[k].y)),
                          max(magnitude(v[k].z), magnitude(v[k].w))));
     }
@@ -101,10 +120,34 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u3
     }
   }
   part[i] = f32(sum); // at most 4096 * 127: exact
-  total_of(i);
+  workgroupBarrier();
+  for (var h = 128u; h > 0u; h >>= 1u) {
+    if (i < h) { part[i] += part[i + h]; }
+    workgroupBarrier();
+  }
   if (i == 0u) {
     var scale = bitcast<f32>(top);
     if (top < INFINITE) { scale = divide(scale, 127.0); }
     groups[0] = vec2u(bitcast<u32>(scale), bitcast<u32>(i32(part[0])));
+  }
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u32) {
+  var r = 0.0;
+  if (SRC == 1u) { r = inverse_root(i); }
+  let e = 16u * i;
+  put(e, 1u, sixteen(Sixteen(load(wg.x, e, r), load(wg.x, e + 4u, r), load(wg.x, e + 8u, r),
+                             load(wg.x, e + 12u, r)), 1u));
+  if (SET > 16u) { round_of(i, 16u); }
+  if (SET > 256u) { round_of(i, 256u); }
+  workgroupBarrier();
+  if (QUANT == 1u) {
+    quantize(i);
+    return;
+  }
+  for (var k = i; k < TILE; k += 256u) {
+    let j = place(wg.x, k);
+    if (j < N) { y[j] = part[bank(k)]; }
   }
 }

@@ -333,7 +333,7 @@ static void record(Session *s, int pos, int what) {
     gpu_list_run(&b->ops, &s->body, pos);
     if (what != PASS_CACHE) gpu_list_run(&b->ops, &s->head, pos);
     if (what == PASS_GREEDY) gpu_list_run(&b->ops, &s->pick, pos);
-    gpu_list_run(&b->ops, &s->tail, pos);
+    if (gpu_step_encode(s->c, pos) != 0) gpu_list_run(&b->ops, &s->tail, pos);
 }
 
 static void record_next(Session *s, int pos, int what) {
@@ -351,7 +351,7 @@ static void write_step(Session *s, int32_t id, int pos) {
          l++) /* the same in all that have any */
         step[GPU_STEP_RECORDS] =
             MAX(step[GPU_STEP_RECORDS], (uint32_t)cache_records_end(c, l, pos));
-    if (c->has_records) step[GPU_STEP_ENCODE] = (uint32_t)(cache_record_due(c, pos) + 1);
+    step[GPU_STEP_ENCODE] = gpu_step_encode(c, pos);
     gpu_write(s->b->gpu, s->h.step, 0, step, sizeof step);
     if (!s->row) return;
     const Weight *e = &s->b->m->embed;
