@@ -9,6 +9,7 @@
 #include "codec.h"
 #include "simd128.h"
 #undef INLINE
+#undef UNROLL
 
 #define W      4
 #define PARTS  4

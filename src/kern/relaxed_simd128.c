@@ -13,8 +13,6 @@ enum { TILE = 4 }; /* tokens that share the unpacked weights */
 enum Type { Q4, Q8, S2, S3, KQ };
 static const size_t group_bytes[] = { Q4X_BYTES, Q8X_BYTES, 144, 208, sizeof(KqGroup) };
 
-#define UNROLL _Pragma("unroll")
-
 /* The activations of one group: those of token t at q + t * ld. Of q8 their sizes, and at minus +
  * t * ld -1 for those below 0. */
 typedef struct Group {
@@ -271,16 +269,6 @@ INLINE void tile(enum Type type, int x86, float *y, size_t ldy, const uint8_t *b
         }
         wasm_v128_store(y + (size_t)(i / 4) * ldy + 4 * (i % 4), acc[i]);
     }
-}
-
-/* Whether the scales of all groups are finite. */
-INLINE int finite_scales(const uint8_t *block, size_t bytes, int n_groups) {
-    v128_t top = wasm_i16x8_const_splat(0);
-    for (int g = 0; g < n_groups; g++, block += bytes)
-        for (int h = 0; h < 2; h++)
-            top = wasm_i16x8_max(
-                top, wasm_v128_and(wasm_v128_load(block + 16 * h), wasm_i16x8_const_splat(0x7fff)));
-    return !wasm_v128_any_true(wasm_i16x8_ge(top, wasm_i16x8_const_splat(0x7c00)));
 }
 
 #define MUL(name, type, x86)                                                                       \

@@ -1,8 +1,9 @@
 /* simd128.c - int8 products and quantisation with the 128-bit vectors of WebAssembly. A vector of
- * codes holds 4 inputs each of 4 rows; as 16-bit lanes these are pairs, and i32x4.dot_i16x8 with
- * two activations gives one sum a row. So inputs 0 and 2 of each four, and 1 and 3, are summed
- * apart, and codes are never shifted into place where the activations can be scaled instead.
- * Packing is left to scalar.c; with relaxed SIMD the products are those of relaxed_simd128.c. */
+ * codes holds 4 inputs each of 4 rows; as 16-bit lanes these are pairs, so inputs 0 and 2 of each
+ * four, and 1 and 3, are multiplied apart. Sums of q4, s2 and s3 over a group fit 16 bits and stay
+ * there: ARM needs one instruction for 16-bit products and three for i32x4.dot_i16x8, which the
+ * other types take, one product of pairs a row. Packing is left to scalar.c; with relaxed SIMD the
+ * products are those of relaxed_simd128.c. */
 #include "kern.h"
 
 #include <math.h>
@@ -18,7 +19,11 @@ static const size_t group_bytes[] = { Q4X_BYTES, Q8X_BYTES, 144, 208, sizeof(KqG
 
 /* dots() gives the sum times 1 << scale_of(type). */
 INLINE int scale_of(enum Type type) {
-    return type == Q8 ? 8 : type == KQ ? 0 : type == Q4 ? 4 : 6;
+    return type == Q8 ? 8 : 0;
+}
+/* Whether 32 products fit 16 bits: at most 16 * 15 * 127 in each half of a row's lane. */
+INLINE int fits16(enum Type type) {
+    return type == Q4 || type == S2 || type == S3;
 }
 
 /* Activations of one group, those of quad v for every row, as two 16-bit pairs. */
@@ -33,44 +38,42 @@ INLINE void copies(v128_t to[4], v128_t x) {
     to[3] = wasm_i32x4_shuffle(x, x, 3, 3, 3, 3);
 }
 
-INLINE void spread(enum Type type, Quads *x, const int8_t *q) {
-    const v128_t by = type == Q4 ? wasm_i16x8_const(16, 16, 1, 1, 16, 16, 1, 1)
-                                 : wasm_i16x8_const(64, 64, 16, 16, 4, 4, 1, 1);
+INLINE void spread(Quads *x, const int8_t *q) {
     for (int h = 0; h < 2; h++) {
         v128_t a = wasm_v128_load(q + 16 * h);
-        v128_t even = wasm_i16x8_shr(wasm_i16x8_shl(a, 8), 8), odd = wasm_i16x8_shr(a, 8);
-        if (type == Q4 || type == S2 || type == S3) {
-            even = wasm_i16x8_mul(even, by);
-            odd = wasm_i16x8_mul(odd, by);
-        }
-        copies(x->even + 4 * h, even);
-        copies(x->odd + 4 * h, odd);
+        copies(x->even + 4 * h, wasm_i16x8_shr(wasm_i16x8_shl(a, 8), 8));
+        copies(x->odd + 4 * h, wasm_i16x8_shr(a, 8));
     }
 }
 
-/* Codes of rows 4j..4j+3 and quad v of the group at p, one input in each 16-bit lane and scaled as
- * said above: inputs 0 and 2, or (odd) 1 and 3. */
+/* x >> by, or << -by, of 16-bit lanes, and the bits of `mask`. */
+INLINE v128_t bits(v128_t x, int by, int mask) {
+    if (by > 0) x = wasm_u16x8_shr(x, (uint32_t)by);
+    if (by < 0) x = wasm_i16x8_shl(x, (uint32_t)-by);
+    return by > 0 && 0xffff >> by <= mask ? x : wasm_v128_and(x, wasm_i16x8_splat((int16_t)mask));
+}
+
+/* Codes of rows 4j..4j+3 and quad v of the group at p, one input in each 16-bit lane: inputs 0 and
+ * 2, or (odd) 1 and 3. Those of q8 are times 256. */
 INLINE v128_t pairs(enum Type type, const uint8_t *p, int j, int v, int odd) {
     p += 16 * j;
-    if (type == Q8 || type == KQ) {
-        v128_t x = wasm_v128_load(p + (type == Q8 ? 32 : offsetof(KqGroup, code)) + 64 * v);
-        if (type == Q8)
-            return odd ? wasm_v128_and(x, wasm_i16x8_const_splat((int16_t)0xff00))
-                       : wasm_i16x8_shl(x, 8);
-        return odd ? wasm_u16x8_shr(x, 8) : wasm_v128_and(x, wasm_i16x8_const_splat(0xff));
+    if (type == KQ)
+        return bits(wasm_v128_load(p + offsetof(KqGroup, code) + 64 * v), 8 * odd, 0xff);
+    if (type == Q8) {
+        v128_t x = wasm_v128_load(p + 32 + 64 * v);
+        return odd ? wasm_v128_and(x, wasm_i16x8_const_splat((int16_t)0xff00))
+                   : wasm_i16x8_shl(x, 8);
     }
-    v128_t x = wasm_v128_load(type == Q4 ? p + 32 + 64 * (v / 2) : p + 16 + 64 * (v / 4));
-    if (odd) x = wasm_u16x8_shr(x, 8);
-    if (type == Q4) return wasm_v128_and(x, wasm_i16x8_splat(v & 1 ? 0xf0 : 0x0f));
-    x = wasm_v128_and(x, wasm_i16x8_splat((int16_t)(3 << 2 * (v % 4))));
-    if (type == S3) { /* bit v of the third vector goes on top of the two bits */
-        v128_t top = wasm_v128_load(p + 144);
-        int up = 2 * (v % 4) + 2 - v;
-        top = odd ? wasm_u16x8_shr(top, 8) : wasm_v128_and(top, wasm_i16x8_const_splat(0xff));
-        top = up < 0 ? wasm_u16x8_shr(top, (uint32_t)-up) : wasm_i16x8_shl(top, (uint32_t)up);
-        x = wasm_v128_or(x, wasm_v128_and(top, wasm_i16x8_splat((int16_t)(4 << 2 * (v % 4)))));
-    }
+    if (type == Q4) return bits(wasm_v128_load(p + 32 + 64 * (v / 2)), 4 * (v & 1) + 8 * odd, 15);
+    v128_t x = bits(wasm_v128_load(p + 16 + 64 * (v / 4)), 2 * (v % 4) + 8 * odd, 3);
+    if (type == S3) /* bit v of the third vector goes on top of the two bits */
+        x = wasm_v128_or(x, bits(wasm_v128_load(p + 144), v + 8 * odd - 2, 4));
     return x;
+}
+
+INLINE v128_t plus_product(enum Type type, v128_t s, v128_t w, v128_t x) {
+    return fits16(type) ? wasm_i16x8_add(s, wasm_i16x8_mul(w, x))
+                        : wasm_i32x4_add(s, wasm_i32x4_dot_i16x8(w, x));
 }
 
 /* s[t]: sums of codes times activations of quads v0..v1-1, rows 4j..4j+3, of n tokens. */
@@ -78,14 +81,16 @@ INLINE void dots(enum Type type, v128_t *s, const int n, const uint8_t *p, int j
                  const Quads *x) {
     v128_t other[TILE];
     for (int t = 0; t < n; t++) s[t] = other[t] = wasm_i32x4_const_splat(0);
-    for (int v = v0; v < v1; v++) {
+    UNROLL for (int v = v0; v < v1; v++) {
         v128_t even = pairs(type, p, j, v, 0), odd = pairs(type, p, j, v, 1);
         for (int t = 0; t < n; t++) {
-            s[t] = wasm_i32x4_add(s[t], wasm_i32x4_dot_i16x8(even, x[t].even[v]));
-            other[t] = wasm_i32x4_add(other[t], wasm_i32x4_dot_i16x8(odd, x[t].odd[v]));
+            s[t] = plus_product(type, s[t], even, x[t].even[v]);
+            other[t] = plus_product(type, other[t], odd, x[t].odd[v]);
         }
     }
-    for (int t = 0; t < n; t++) s[t] = wasm_i32x4_add(s[t], other[t]);
+    for (int t = 0; t < n; t++)
+        s[t] = fits16(type) ? wasm_i32x4_extadd_pairwise_i16x8(wasm_i16x8_add(s[t], other[t]))
+                            : wasm_i32x4_add(s[t], other[t]);
 }
 
 INLINE v128_t plus_times(v128_t acc, v128_t scale, v128_t sum) {
@@ -150,7 +155,7 @@ INLINE void group_s(enum Type type, v128_t *acc, const int n, const uint8_t *p, 
 INLINE void group_q(enum Type type, v128_t *acc, const int n, const uint8_t *p, const Quads *x,
                     size_t ld, const int32_t *sum, const float *scale) {
     for (int j = 0; j < 4; j++) {
-        v128_t s[TILE], f = half_floats(p + 8 * j);
+        v128_t s[TILE], f = finite_halves(p + 8 * j);
         dots(type, s, n, p, j, 0, 8, x);
         for (int t = 0; t < n; t++) {
             const int32_t *a = sum + (size_t)t * (ld / 16);
@@ -175,7 +180,7 @@ INLINE void tile(enum Type type, float *y, size_t ldy, const uint8_t *block,
                             : wasm_f32x4_const_splat(0);
     for (int g = 0; g < n_groups; g++, q += 32, scale++, sum += 2, block += group_bytes[type]) {
         Quads x[TILE];
-        for (int t = 0; t < n; t++) spread(type, &x[t], q + (size_t)t * a->ld);
+        for (int t = 0; t < n; t++) spread(&x[t], q + (size_t)t * a->ld);
         if (type == KQ) group_kq(acc, n, block, x, a->ld, sum, scale);
         if (type == S2 || type == S3) group_s(type, acc, n, block, x, a->ld, sum, scale);
         if (type == Q4 || type == Q8) group_q(type, acc, n, block, x, a->ld, sum, scale);
@@ -190,9 +195,14 @@ INLINE void tile(enum Type type, float *y, size_t ldy, const uint8_t *block,
 }
 
 #define MUL(name, type)                                                                            \
-    static void mul_##name(float *y, size_t ldy, const uint8_t *block, const uint16_t *row_scale,  \
-                           int n_groups, const A8 *a, int n_tokens) {                              \
+    static void mul_##name MUL_ARGS {                                                              \
         int t = 0;                                                                                 \
+        if ((type == Q4 || type == Q8) && !finite_scales(block, group_bytes[type], n_groups)) {    \
+            Kern k;                                                                                \
+            kern_scalar(&k);                                                                       \
+            (type == Q4 ? k.mul_q4 : k.mul_q8)(y, ldy, block, row_scale, n_groups, a, n_tokens);   \
+            return;                                                                                \
+        }                                                                                          \
         for (; t + TILE <= n_tokens; t += TILE)                                                    \
             tile(type, y, ldy, block, row_scale, n_groups, a, t, TILE);                            \
         for (; t < n_tokens; t++) tile(type, y, ldy, block, row_scale, n_groups, a, t, 1);         \

@@ -5,6 +5,7 @@
 #include <wasm_simd128.h>
 
 #define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("unroll")
 
 /* Four f16 in 32-bit lanes as floats, exactly; the product makes subnormals normal. */
 INLINE v128_t wide_f16(v128_t h) {
@@ -25,6 +26,16 @@ INLINE v128_t finite_halves(const void *p) {
     return wasm_f32x4_mul(wasm_v128_and(h, wasm_i32x4_const_splat((int32_t)0x8fffe000)),
                           wasm_f32x4_const_splat(0x1p112f));
 }
+/* Whether the scales (16 f16) that groups begin with are finite. */
+INLINE int finite_scales(const uint8_t *block, size_t bytes, int n_groups) {
+    v128_t top = wasm_i16x8_const_splat(0);
+    for (int g = 0; g < n_groups; g++, block += bytes)
+        for (int h = 0; h < 2; h++)
+            top = wasm_i16x8_max(
+                top, wasm_v128_and(wasm_v128_load(block + 16 * h), wasm_i16x8_const_splat(0x7fff)));
+    return !wasm_v128_any_true(wasm_i16x8_ge(top, wasm_i16x8_const_splat(0x7c00)));
+}
+
 INLINE uint32_t top_u32(v128_t m) {
     m = wasm_u32x4_max(m, wasm_i32x4_shuffle(m, m, 2, 3, 0, 1));
     m = wasm_u32x4_max(m, wasm_i32x4_shuffle(m, m, 1, 0, 3, 2));
