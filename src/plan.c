@@ -273,7 +273,10 @@ static void choose_threads(Plan *p, const DeviceInfo *d, const PlanRequest *q) {
     int64_t n = MAX(d->cores, 1);
     const char *why = "one for each core";
     char buf[32], text[128];
-    if (!native && !p->feature[FEATURE_WASM_THREADS]) {
+    if (!native && p->backend == BACKEND_WEBGPU) {
+        n = 1;
+        why = "the GPU computes";
+    } else if (!native && !p->feature[FEATURE_WASM_THREADS]) {
         n = 1;
         why = d->isolated == 0 ? "the page is not cross-origin isolated (COOP and COEP headers)"
                                : "threads are not to be had: see wasm_threads";
@@ -287,12 +290,13 @@ static void choose_threads(Plan *p, const DeviceInfo *d, const PlanRequest *q) {
         n = MAX_WEB_THREADS;
         why = "the browser names more cores; beyond 8 threads wait for each other";
     }
-    if (d->cores < 0 && n == 1 && (native || p->feature[FEATURE_WASM_THREADS]))
+    if (d->cores < 0 && n == 1 && p->backend != BACKEND_WEBGPU &&
+        (native || p->feature[FEATURE_WASM_THREADS]))
         why = "the number of cores is not known";
     p->n_threads = (int)n;
     choose_sleep(p, d);
     if (p->feature[FEATURE_BATTERY] && p->n_threads < n) why = "fewer, to spare the battery";
-    bool can = native || p->feature[FEATURE_WASM_THREADS];
+    bool can = native || (p->feature[FEATURE_WASM_THREADS] && p->backend != BACKEND_WEBGPU);
     if (q->n_threads >= 0 && (can || q->n_threads == 1)) {
         p->n_threads = (int)q->n_threads;
         why = "as asked for";
@@ -306,6 +310,10 @@ static void choose_threads(Plan *p, const DeviceInfo *d, const PlanRequest *q) {
 static void choose_module(Plan *p, const DeviceInfo *d) {
     bool relaxed = p->feature[FEATURE_WASM_RELAXED], threads = p->feature[FEATURE_WASM_THREADS];
     if (is_native(d) || p->backend == BACKEND_NONE) return;
+    if (p->backend == BACKEND_WEBGPU) {
+        plan_add(p, "module", "dibit-gpu.wasm", "the one that works on a GPU");
+        return;
+    }
     if (threads)
         plan_add(p, "module", relaxed ? "dibit-relaxed.wasm" : "dibit-threads.wasm",
                  "with threads, %s relaxed SIMD", relaxed ? "and" : "without");

@@ -212,13 +212,15 @@ static void add_bytes(Fit *f) {
 }
 
 static void add_repack(Fit *f, bool repack) {
-    f->p->repack = repack && f->m.repacked > 0;
-    if (f->m.repacked == 0) return;
-    plan_add(f->p, "repack", repack ? "on" : "off",
-             f->q->repack == 0 ? "as asked for"
-             : f->in_place     ? "q4 and q8 matrices are interleaved where they lie, to run faster"
-             : repack          ? "copies of q4 and q8 matrices that run faster fit too"
-                               : "the faster copies of q4 and q8 matrices do not fit");
+    bool gpu = f->p->backend == BACKEND_WEBGPU, any = f->m.repacked > 0;
+    f->p->repack = repack && any && !gpu;
+    plan_add(f->p, "repack", f->p->repack ? "on" : "off",
+             gpu                 ? "a GPU has layouts of its own"
+             : !any              ? "there are no q4 and q8 matrices to interleave"
+             : f->q->repack == 0 ? "as asked for"
+             : f->in_place ? "q4 and q8 matrices are interleaved where they lie, to run faster"
+             : repack      ? "copies of q4 and q8 matrices that run faster fit too"
+                           : "the faster copies of q4 and q8 matrices do not fit");
 }
 
 /* ---- variants ---- */
@@ -303,9 +305,8 @@ int plan_fit(Plan *p, const DeviceInfo *d, const PlanModel *m, const PlanRequest
     Fit f = { .p = p, .q = q, .m = *m, .wanted = wanted_ctx(m, q) };
     if (p->variant >= 0) {
         f.m.context.weights = (size_t)q->variants[p->variant].bytes;
-        f.m.repacked = 0; /* its types are not known to the tensor */
     }
-    f.in_place = !native;
+    f.in_place = !native || p->backend == BACKEND_WEBGPU; /* or not done at all */
     int r = read_given(&f, err);
     if (r == 0) r = check_heads(&f, err);
     if (r == 0) r = lower_until_it_fits(&f, d, &row, &repack, &found, err);

@@ -251,7 +251,8 @@ static void runs(const char *text, const char *request, const char *backend, con
 
 void backend_and_module(void **state) {
     (void)state;
-    runs(CHROME GPU, "", "webgpu", "dibit-simd.wasm", 1);
+    runs(CHROME GPU, "", "webgpu", "dibit-gpu.wasm", 1);
+    runs(CHROME GPU THREADS ISOLATED "cores=8\n", "", "webgpu", "dibit-gpu.wasm", 1);
     runs(CHROME NO_GPU, "", "wasm", "dibit-simd.wasm", 1);
     runs(CHROME NO_GPU RELAXED, "", "wasm", "dibit-relaxed1.wasm", 1);
     runs(CHROME NO_GPU RELAXED THREADS "cores=4\n", "", "wasm", "dibit-relaxed1.wasm", 1);
@@ -486,6 +487,9 @@ void repacking(void **state) {
     assert_true(m.repacked > 100000 && m.bases == 0);
     Plan p = plan_of(CHROME NO_GPU, &m, "");
     says(&p, "repack", "on", "where they lie");
+    assert_int_equal(p.need.weights, m.context.weights);
+    p = plan_of(CHROME GPU, &m, "backend=webgpu");
+    says(&p, "repack", "off", "layouts of its own");
     assert_int_equal(p.need.weights, m.context.weights);
     p = plan_of(NATIVE "memory_mb=4096\n", &m, "");
     says(&p, "repack", "on", "fit too");
