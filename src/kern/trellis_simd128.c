@@ -17,7 +17,7 @@ enum {
     MAX_CHUNK = 64, /* quads that many tokens share: 4 KiB of bytes */
     TILE = 2        /* tokens that share a vector of weights */
 };
-/* How four products are summed: by 16-bit pairs, or with byte dots into 32 bits or 16. */
+/* How four products are summed: in 16 bits, or with byte dots into 32 bits or 16. */
 enum Sums { PAIRS, DOT32, DOT16 };
 
 /* Quads whose sums fit 16 bits: 16 * 2 * 8 * 127 and 7 * 2 * 17 * 127. */
@@ -92,12 +92,12 @@ INLINE v128_t step(enum Sums sums, v128_t s, v128_t w, const Quad *x) {
 #endif
     v128_t even = wasm_v128_and(w, wasm_i16x8_const_splat(0xff)), odd = wasm_u16x8_shr(w, 8);
     (void)sums;
-    return wasm_i32x4_add(
-        s, wasm_i32x4_add(wasm_i32x4_dot_i16x8(even, x->even), wasm_i32x4_dot_i16x8(odd, x->odd)));
+    return wasm_i16x8_add(
+        s, wasm_i16x8_add(wasm_i16x8_mul(even, x->even), wasm_i16x8_mul(odd, x->odd)));
 }
 
 INLINE v128_t total(enum Sums sums, v128_t s) {
-    return sums == DOT16 ? wasm_i32x4_extadd_pairwise_i16x8(s) : s;
+    return sums == DOT32 ? s : wasm_i32x4_extadd_pairwise_i16x8(s);
 }
 
 /* y of 16 rows from their sums: S = sum - 4 sum a (t2), 2 sum - 17 sum a (t3). */
