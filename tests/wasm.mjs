@@ -185,8 +185,8 @@ for (const name of ['dibit-simd', 'dibit-threads', 'dibit-relaxed1', 'dibit-rela
 }
 await kernels('kern-simd', process.env.KERN || '-n 25');
 if (relaxed) await kernels('kern-relaxed', process.env.KERN || '-n 25');
-// i32x4.dot_i16x8_s becomes i32x4.mul, the relaxed dots others with as many operands
-await selfTest('dibit-simd', [0xfd, 0xba, 0x01], [0xfd, 0xb5, 0x01], ['mul_q4', 'mul_q8', 'mul_t2']);
+// i16x8.mul becomes i16x8.add, the relaxed dots others with as many operands
+await selfTest('dibit-simd', [0xfd, 0x95, 0x01], [0xfd, 0x8e, 0x01], ['mul_q4', 'mul_s3', 'mul_t2']);
 if (relaxed) {
     const slots = process.arch === 'x64' ? [0x92, 0x91] : [0x93, 0x89]; // relaxed_q15mulr, laneselect
     await selfTest('dibit-relaxed1', [0xfd, slots[0], 0x02], [0xfd, slots[1], 0x02], ['mul_q4', 'mul_q8', 'mul_t2']);
