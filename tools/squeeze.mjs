@@ -1,6 +1,6 @@
-// squeeze.mjs - copies ES modules without comments, indentation and blanks that mean nothing. Names stay
-// as they are and so do line ends, so that an error's line still says something. It knows strings,
-// templates and regular expressions, and nothing else of the language.
+// squeeze.mjs - copies ES modules without comments, and without blanks and line ends that mean nothing;
+// private names (#name) become short, all others stay as they are. It knows strings, templates and regular
+// expressions, and nothing else of the language.
 // usage: squeeze.mjs TO FROM...
 import { readFileSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
@@ -45,10 +45,23 @@ function parts(s) {
 }
 
 const squeezeCode = code => code.replace(/[ \t]+/g, ' ').replace(/ ?\n[\s]*/g, '\n')
-    .replace(/ ?([{}()[\],;:=<>&|?*%!~^]) ?/g, '$1').replace(/ ([+-]) (?![+-])/g, '$1');
+    .replace(/ ?([{}()[\],;:=<>&|?*%!~^]) ?/g, '$1').replace(/ ([+-]) (?![+-])/g, '$1')
+    .replace(/([{([,;:?=&|])\n/g, '$1'); // a statement never ends there
+
+/** Gives private names, in code and in templates, short ones: within a file one name always the same. */
+function shortener() {
+    const short = new Map();
+    const give = name => {
+        if (!short.has(name)) short.set(name, `#${String.fromCharCode(97 + short.size % 26)}${Math.floor(short.size / 26) || ''}`);
+        return short.get(name);
+    };
+    return { code: s => s.replace(/#[a-z]\w*/gi, give), text: s => (s[0] === '`' ? s.replace(/(?<=\.)#[a-z]\w*/gi, give) : s) };
+}
 
 export function squeeze(source) {
-    return parts(source).map(p => p.text ?? squeezeCode(p.code)).join('').replace(/^\n+/, '').trimEnd() + '\n';
+    const names = shortener();
+    return parts(source).map(p => (p.text === undefined ? names.code(squeezeCode(p.code)) : names.text(p.text)))
+        .join('').replace(/^\n+/, '').trimEnd() + '\n';
 }
 
 const [to, ...files] = process.argv.slice(2);

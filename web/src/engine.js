@@ -213,7 +213,13 @@ export class Engine {
         return { weights, kv, scratch, wasm, peak: Math.max(wasm, this.image.peak) };
     }
 
-    // ---- what fails ----
+    // ---- what fails, and how long things take ----
+
+    /** Milliseconds of a token, for the record of this device. */
+    took(operation, ms) {
+        this.features.time(operation, ms);
+        this.host.features(this.features.text);
+    }
 
     /**
      * After a trap in the module: the next best one takes over, with the model loaded again and empty
@@ -256,10 +262,10 @@ function selfTest(w) {
     });
 }
 
-async function download(url, signal) {
+async function download(url, signal, cache) {
     let response;
     try {
-        response = await fetch(url, { signal });
+        response = await fetch(url, { signal, cache });
     } catch (e) {
         if (signal?.aborted) throw aborted(signal);
         fail('download', `${url}: ${e.message}`);
@@ -270,12 +276,14 @@ async function download(url, signal) {
 async function readManifest(url, signal) {
     let manifest;
     try {
-        manifest = await (await download(url, signal)).json();
+        // without a network the browser's own copy will do
+        const response = await download(url, signal).catch(e => download(url, signal, 'force-cache').catch(() => { throw e; }));
+        manifest = await response.json();
     } catch (e) {
         throw e.type ? e : asDibitError(e, 'format');
     }
     const good = v => typeof v?.file === 'string' && !/[\s=]/.test(v.file) && v.bytes > 0;
-    if (!manifest?.variants?.length || !manifest.variants.every(good))
+    if (!Array.isArray(manifest?.variants) || !manifest.variants.length || !manifest.variants.every(good))
         fail('format', `${url}: "variants" must be a list of { file, bytes, kld, types }`);
     return manifest;
 }

@@ -29,7 +29,7 @@ const absolute = url => new URL(url, globalThis.document?.baseURI ?? globalThis.
 /** The folder that the modules lie in, or each one's url. */
 function moduleUrls(wasmUrl) {
     if (!wasmUrl) return MODULES;
-    if (typeof wasmUrl === 'object')
+    if (typeof wasmUrl === 'object' && !(wasmUrl instanceof URL))
         return Object.fromEntries(Object.entries(wasmUrl).map(([k, v]) => [k, absolute(v)]));
     const folder = absolute(wasmUrl).replace(/\/?$/, '/');
     return Object.fromEntries(Object.keys(MODULES).map(k => [k, `${folder}dibit-${k}.wasm`]));

@@ -228,10 +228,12 @@ export class Session {
         run.started?.({ prompt_tokens: n, cached_tokens: Math.min(cached, n) });
         run.started = null;
         if (run.max <= run.count) return;
+        const begin = performance.now(), from = run.count;
         do {
             await this.#next(run);
             if (!run.reason) await this.#turn(run.signal, life, this.engine.sleep_ms);
         } while (!run.reason);
+        if (run.count - from >= 16) this.engine.took('decode', (performance.now() - begin) / (run.count - from));
     }
 
     // One token.

@@ -190,6 +190,28 @@ test('blobs, streams and shards are models too', async () => {
     await assert.rejects(open({ model: broken }), e => type('download')(e) && /cable/.test(e.message));
 });
 
+test('of a manifest of variants the plan picks one', async () => {
+    const manifest = (name, variants) => writeFileSync(`${folder}/${name}.json`, JSON.stringify({ variants }));
+    const types = { attention: 's2', feed_forward: 's2' };
+    writeFileSync(`${folder}/small.gguf`, data);
+    manifest('two', [{ file: 'huge.gguf', bytes: 60e9, kld: 0.01, types: { attention: 'q4', feed_forward: 'q4' } },
+        { file: 'small.gguf', bytes: data.length, kld: 0.3, types }]);
+    const engine = await open({ model: `${server.url}/x/two.json` });
+    assert.equal(engine.plan.find(l => l.key === 'variant').value, 'small.gguf');
+    assert.equal(engine.info.file_bytes, data.length);
+    engine.destroy();
+    manifest('none', [{ file: 'huge.gguf', bytes: 60e9, types }]);
+    await assert.rejects(open({ model: `${server.url}/x/none.json` }), type('out_of_memory'));
+    for (const variants of [[], 'x', [{}], [{ file: 'a b', bytes: 1 }]]) {
+        manifest('odd', variants);
+        await assert.rejects(open({ model: `${server.url}/x/odd.json` }), type('format'), JSON.stringify(variants));
+    }
+    writeFileSync(`${folder}/odd.json`, 'no JSON');
+    await assert.rejects(open({ model: `${server.url}/x/odd.json` }), type('format'));
+    await assert.rejects(open({ model: `${server.url}/x/nowhere.json` }), type('download'));
+    await assert.rejects(open({ backend: 'webgpu' }), type('unsupported'));
+});
+
 test('what is not a model, or not all of one, is an error with a sentence', async () => {
     const cases = [['?short=1000000', 'format', /truncated/], ['?status=404', 'download', /answered 404/],
         ['?type=text/html', null]];

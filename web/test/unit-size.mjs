@@ -40,11 +40,12 @@ test('squeezed modules are the same modules', async () => {
         '// a comment', '/** another', ' * // one */', "export const a = 'x // y' + \"/* z */\", n = 8 / 2 / 2;",
         'export const r = /[/\\\\]  \\/\\* /.source, t = `a  ${`b  ${1 + 1} }`}  // c`;', 'let i = 1;',
         'export const s = i++ + +1 - -1, u = i - --i; // two', 'export const v = [1, 2].map(x => x / 2) / 1;',
-        'export class C { #p = 1; get  p ( ) { return this.#p ; } static async *g () { yield  1 } }', ''].join('\n'));
+        'export class C { #private = 1; static #q = 5; static q = `q${C.#q}`; get  p ( ) { return this.#private ; } static async *g () { yield  1 } }', ''].join('\n'));
     const plain = { ...await import(pathToFileURL(tricky)) };
     squeeze(tricky);
     const squeezed = readFileSync(tricky, 'utf8'), again = { ...await import(`${pathToFileURL(tricky)}?2`) };
     for (const k of ['a', 'n', 'r', 't', 's', 'u', 'v']) assert.deepEqual(again[k], plain[k], k);
     assert.equal(new again.C().p, 1);
+    assert.ok(!/#private/.test(squeezed) && again.C.q === 'q5');
     assert.ok(!/comment|another|two/.test(squeezed) && squeezed.includes("'x // y'"));
 });
