@@ -1,5 +1,6 @@
 // bad-worker.js - the worker of the package on a device whose first module is no good: by its url's query
-// the self-test fails (?self_test), or the n-th token traps (?trap=n).
+// the self-test fails (?self_test), the n-th token traps (?trap=n), or memory cannot grow beyond n pages
+// (?pages=n, of a module with threads).
 const wanted = new URL(import.meta.url).searchParams, instantiate = WebAssembly.instantiate;
 let modules = 0, tokens = 0;
 
@@ -13,4 +14,8 @@ WebAssembly.instantiate = async (module, imports) => {
             return exports.dibit_next(...a);
         } } };
 };
+if (wanted.has('pages')) {
+    const { Memory } = WebAssembly;
+    WebAssembly.Memory = function (o) { return new Memory({ ...o, maximum: Math.min(o.maximum, wanted.get('pages')) }); };
+}
 await import('../src/worker.js');

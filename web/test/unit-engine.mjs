@@ -209,7 +209,6 @@ test('of a manifest of variants the plan picks one', async () => {
     writeFileSync(`${folder}/odd.json`, 'no JSON');
     await assert.rejects(open({ model: `${server.url}/x/odd.json` }), type('format'));
     await assert.rejects(open({ model: `${server.url}/x/nowhere.json` }), type('download'));
-    await assert.rejects(open({ backend: 'webgpu' }), type('unsupported'));
 });
 
 test('what is not a model, or not all of one, is an error with a sentence', async () => {
@@ -276,6 +275,22 @@ test('a trap in the middle of a text: the next best module goes on with it', asy
     await assert.rejects(all(last.generate(PROMPT)), type('internal'));
     await assert.rejects(all(last.generate(PROMPT)), type('internal'));
     last.destroy();
+});
+
+test('memory that cannot grow, at whatever step, is out_of_memory', async () => {
+    const seen = new Set();
+    for (let pages = 64; pages <= 448; pages += 32) {
+        const got = await open({ n_threads: 2, worker: bad(`pages=${pages}`) }).catch(e => type('out_of_memory')(e) && e);
+        seen.add(got.type ?? got.path.module);
+        if (got.type) continue;
+        assert.equal((await all(got.generate(PROMPT, GREEDY))).length, 16);
+        const clone = await got.clone().catch(e => type('out_of_memory')(e) && null);
+        await all(got.generate(`${PROMPT}.`, GREEDY)).catch(type('out_of_memory')); // a shared page becomes its own
+        clone?.destroy();
+        assert.equal((await all(got.generate(PROMPT, GREEDY))).length, 16); // unharmed
+        got.destroy();
+    }
+    assert.ok(seen.has('out_of_memory') && seen.has('dibit-threads'), [...seen].join());
 });
 
 test('a self-test that fails is remembered, and after three the module is not tried', async () => {
