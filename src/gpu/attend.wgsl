@@ -89,7 +89,7 @@ fn score_record(i: u32, head: u32, kv: u32, p: u32) {
       sg.x = k1[signs + j / 2u];
       if (j + 2u < D / 16u) { sg.y = k1[signs + j / 2u + 1u]; }
     }
-    let u = array<vec4<u32>, 4>(word_dots(c.x, before, sg.x), word_dots(c.y, c.x, sg.x >> 16u),
+    var u = array<vec4<u32>, 4>(word_dots(c.x, before, sg.x), word_dots(c.y, c.x, sg.x >> 16u),
                                 word_dots(c.z, c.y, sg.y), word_dots(c.w, c.z, sg.y >> 16u));
     before = c.w;
     for (var h = 0u; h < HEADS_WG; h++) {

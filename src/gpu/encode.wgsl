@@ -94,20 +94,21 @@ fn advance(i: u32, t: u32, n: u32, half: u32) -> u32 {
   best = min(best, 255u);
   if (i < 64u) { atomicStore(&n_at[i], 0u); }
   if (i < 8u) { atomicStore(&alive[i], 0u); }
-  if (i == 0u) {
-    atomicStore(&least, 255u);
-    atomicStore(&limit, 63u);
-  }
+  if (i == 0u) { atomicStore(&least, 255u); }
   workgroupBarrier();
   if (allowed) { atomicMin(&least, best); }
   workgroupBarrier();
   let above = best - min(best, atomicLoad(&least));
   if (allowed && above < 64u) { atomicAdd(&n_at[above], 1u); }
   workgroupBarrier();
-  if (i < 64u) {
-    var below = 0u;
-    for (var k = 0u; k < 64u; k++) { below += select(0u, atomicLoad(&n_at[k]), k <= i); }
-    if (below >= BEAM) { atomicMin(&limit, i); }
+  if (i == 0u) {
+    var below = atomicLoad(&n_at[0]);
+    var l = 0u;
+    while (below < BEAM && l < 63u) {
+      l++;
+      below += atomicLoad(&n_at[l]);
+    }
+    atomicStore(&limit, l);
   }
   workgroupBarrier();
   let lives = allowed && above <= atomicLoad(&limit);

@@ -69,6 +69,10 @@ GpuId gpu_bind(Gpu *g, GpuId kernel, const GpuRange *ranges, int n, DibitError *
 
 /* Records kernel over (x, y, z) workgroups. */
 void gpu_run(Gpu *g, GpuId kernel, GpuId bind, uint32_t x, uint32_t y, uint32_t z);
+/* A hint: what was recorded so far is handed over by itself, so that the GPU can begin while the
+ * rest is. At most GPU_CUTS of them before a submit, more do nothing. */
+enum { GPU_CUTS = 7 };
+void gpu_cut(Gpu *g);
 int gpu_submit(Gpu *g, DibitError *err);
 void gpu_drop(Gpu *g); /* forgets what was recorded and not yet submitted */
 /* Submits, with a copy of a range for reading at the end. One read may be under way. */

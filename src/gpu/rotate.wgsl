@@ -146,8 +146,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u3
     quantize(i);
     return;
   }
-  for (var k = i; k < TILE; k += 256u) {
-    let j = place(wg.x, k);
-    if (j < N) { y[j] = part[bank(k)]; }
+  for (var k = i; k < TILE; k += 256u) { // neighbours store neighbours
+    let t = select(k % (TILE / SET) * SET + k / (TILE / SET), k, STRIDE == 1u);
+    let j = place(wg.x, t);
+    if (j < N) { y[j] = part[bank(t)]; }
   }
 }

@@ -36,6 +36,8 @@ typedef struct Backend {
     } flight;
 } Backend;
 
+enum { PIECES = GPU_CUTS + 1 };
+
 typedef struct Session {
     Backend *b;
     const Cache *c;
@@ -44,8 +46,9 @@ typedef struct Session {
     GpuId x, qkv, att, ff, logits, best, pairs;
     size_t up_at; /* floats from gate to up in ff */
     GpuKvSide (*kv)[2];
-    GpuList body, head, pick, tail; /* to the last layer; logits; the likeliest; records */
-    float *row;                     /* of the embedding, where it is read here; else NULL */
+    GpuList body[PIECES];     /* embedding and layers */
+    GpuList head, pick, tail; /* logits; the likeliest; records */
+    float *row;               /* of the embedding, where it is read here; else NULL */
     int recorded_pos, recorded_what, n_unread;
 } Session;
 
@@ -171,7 +174,7 @@ static void list_attend(Session *s, GpuList *l, const GpuLayer *g, const GpuKvSi
 static void list_layer(Session *s, int layer) {
     const Hparams *h = &s->b->m->hp;
     GpuOps *o = &s->b->ops;
-    GpuList *l = &s->body;
+    GpuList *l = &s->body[layer * PIECES / h->n_layers];
     const GpuLayer *g = &s->b->layers[layer];
     const GpuKvSide *kv = s->kv[layer];
     size_t q = (size_t)h->n_heads * (size_t)h->head_dim;
@@ -193,7 +196,7 @@ static void list_all(Session *s) {
     Backend *b = s->b;
     const Hparams *h = &b->m->hp;
     const GpuSource last = normed(s->x, b->output_norm, h);
-    if (!s->row) gpu_op_embed(&b->ops, &s->body, s->x, &b->output, s->h.step);
+    if (!s->row) gpu_op_embed(&b->ops, &s->body[0], s->x, &b->output, s->h.step);
     for (int l = 0; l < h->n_layers && b->ops.r == 0; l++) list_layer(s, l);
     project(s, &s->head, &last, &b->output, 1, s->logits, (const size_t[]){ 0 }, false);
     gpu_op_argmax(&b->ops, &s->pick, s->best, s->logits, s->pairs, (size_t)h->n_vocab);
@@ -272,8 +275,10 @@ static void session_close(void **session) {
     GpuOps *o = &b->ops;
     if (b->recorded == s) forget_recorded(b);
     if (b->flight.session == s) b->flight.id = -1; /* awaited by nobody, but to be read */
-    GpuList *const lists[] = { &s->body, &s->head, &s->pick, &s->tail };
-    for (size_t i = 0; i < ARRAY_LEN(lists); i++) gpu_list_free(o, lists[i]);
+    for (int i = 0; i < PIECES; i++) gpu_list_free(o, &s->body[i]);
+    gpu_list_free(o, &s->head);
+    gpu_list_free(o, &s->pick);
+    gpu_list_free(o, &s->tail);
     const GpuId ids[] = { s->x,     s->qkv,    s->att,    s->ff,      s->logits,  s->best,
                           s->pairs, s->h.step, s->h.none, s->h.turns, s->h.query, s->h.partial };
     for (size_t i = 0; i < ARRAY_LEN(ids); i++) gpu_free(b->gpu, ids[i]);
@@ -330,7 +335,10 @@ static void record(Session *s, int pos, int what) {
         return;
     }
     forget_recorded(b);
-    gpu_list_run(&b->ops, &s->body, pos);
+    for (int i = 0; i < PIECES; i++) { /* the GPU begins while the others are handed over */
+        gpu_list_run(&b->ops, &s->body[i], pos);
+        if (i + 1 < PIECES) gpu_cut(b->gpu);
+    }
     if (what != PASS_CACHE) gpu_list_run(&b->ops, &s->head, pos);
     if (what == PASS_GREEDY) gpu_list_run(&b->ops, &s->pick, pos);
     if (gpu_step_encode(s->c, pos) != 0) gpu_list_run(&b->ops, &s->tail, pos);

@@ -207,6 +207,8 @@ struct Gpu {
     DibitAllocator memory;
     GpuCaps caps;
     void *library, *instance, *adapter, *device, *queue;
+    void *cuts[GPU_CUTS]; /* command buffers before what is recorded */
+    int n_cuts;
     void *encoder, *pass; /* what is recorded, or NULL */
     void *kernel_set;     /* pipeline that the pass has */
     void *staging;        /* of reads */
@@ -628,16 +630,27 @@ static void *finish(Gpu *g) {
     return commands;
 }
 
+void gpu_cut(Gpu *g) {
+    if (g->encoder && g->n_cuts < GPU_CUTS) g->cuts[g->n_cuts++] = finish(g);
+}
+
 int gpu_submit(Gpu *g, DibitError *err) {
     int r = check_lost(g, err);
-    if (r != 0 || !g->encoder) return r;
-    void *commands = finish(g);
-    g->wg.QueueSubmit(g->queue, 1, &commands);
-    g->wg.CommandBufferRelease(commands);
+    if (r != 0) return r;
+    void *last = g->encoder ? finish(g) : NULL;
+    for (int i = 0; i <= g->n_cuts; i++) {
+        void *commands = i < g->n_cuts ? g->cuts[i] : last;
+        if (!commands) continue;
+        g->wg.QueueSubmit(g->queue, 1, &commands);
+        g->wg.CommandBufferRelease(commands);
+    }
+    g->n_cuts = 0;
     return check_lost(g, err);
 }
 
 void gpu_drop(Gpu *g) {
+    for (int i = 0; i < g->n_cuts; i++) g->wg.CommandBufferRelease(g->cuts[i]);
+    g->n_cuts = 0;
     if (!g->encoder) return;
     end_pass(g);
     g->wg.CommandEncoderRelease(g->encoder);
