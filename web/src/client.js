@@ -11,11 +11,12 @@ export class Client {
     #silent = 0;  // questions without an answer, of any kind
     #timer = 0;
     #watch = new AbortController();
+    #threads = []; // workers that lend the engine their threads
 
     /**
      * @param {Worker} worker @param {number} patience seconds that the worker may be silent
-     * @param {{ ask?: Function, features?: Function, warning?: Function }} host what the worker asks of
-     *   the page, the record that it wants kept, and what it warns of
+     * @param {{ ask?: Function, thread?: Function, features?: Function, warning?: Function }} host what the worker
+     *   asks of the page, a new worker of thread.js, the record that it wants kept, and what it warns of
      */
     constructor(worker, patience, host) {
         this.host = host;
@@ -33,6 +34,8 @@ export class Client {
         this.#silent = 0;
         if (m.lock) this.#watchLock(m.lock);
         if (m.ask) this.#reply(m.ask, m.args);
+        if (m.thread) this.#startThread(m.thread);
+        if (m.endThreads) this.#endThreads();
         if (m.features) this.host.features?.(m.features);
         if (m.warning) this.host.warning?.(m.warning);
         const call = this.#calls.get(m.id);
@@ -51,6 +54,20 @@ export class Client {
             said.error = { name: e?.name, message: String(e?.message ?? e) };
         }
         if (!this.#dead) this.worker.postMessage({ op: 'answer', id, ...said });
+    }
+
+    #startThread({ id, port }) {
+        const thread = this.host.thread();
+        thread.onerror = e => {
+            e.preventDefault?.();
+            if (!this.#dead) this.worker.postMessage({ op: 'thread', id });
+        };
+        thread.postMessage({ port }, [port]);
+        this.#threads.push(thread);
+    }
+
+    #endThreads() {
+        for (const thread of this.#threads.splice(0)) thread.terminate();
     }
 
     #settle(id) {
@@ -110,6 +127,7 @@ export class Client {
         this.#stopTimer();
         this.#watch.abort();
         this.worker.terminate();
+        this.#endThreads();
         for (const call of this.#calls.values()) call.reject(error);
         this.#calls.clear();
     }

@@ -6,7 +6,7 @@ import { Gpu } from './gpu.js';
 import { backendOf, newDevice, openBest } from './gpu_engine.js';
 import { loadModel } from './load.js';
 import { Session } from './session.js';
-import { chooseModules, countThreads, instantiate, startThreads } from './wasm.js';
+import { chooseModules, countThreads, endThreads, instantiate, startThreads } from './wasm.js';
 
 const SEED = 20240607; // of the self-test's data
 
@@ -238,7 +238,7 @@ export class Engine {
 
     async #reopen(error) {
         this.leave(error);
-        for (const { worker } of this.wasm.threads) worker.terminate();
+        endThreads(this.wasm);
         this.wasm.gpu?.end();
         this.ptr = 0;
         this.wasm = this.image = null; // before the new one takes its memory
@@ -249,7 +249,7 @@ export class Engine {
 
     /** Ends the threads; memory goes with the worker. */
     end() {
-        for (const { worker } of this.wasm?.threads ?? []) worker.terminate();
+        endThreads(this.wasm);
     }
 }
 

@@ -24,6 +24,12 @@ function startWorker(o) {
     return new Worker(new URL('./worker.js', import.meta.url), { type: 'module' });
 }
 
+// Of the engine's threads, which the page starts for it; thread.js lies beside worker.js.
+function startThread(o) {
+    if (o.workerUrl) return new Worker(new URL('thread.js', absolute(o.workerUrl)), { type: 'module' });
+    return new Worker(new URL('./thread.js', import.meta.url), { type: 'module' });
+}
+
 const absolute = url => new URL(url, globalThis.document?.baseURI ?? globalThis.location?.href).href;
 
 /** The folder that the modules lie in, or each one's url. */
@@ -113,7 +119,7 @@ export async function createEngine(o = {}) {
         o.onProgress?.({ stage: 'warning', warning: w });
     };
     const client = new Client(startWorker(o), o.watchdog_s ?? PATIENCE_S,
-        { ask: own ? asker(o.store) : undefined, features: record.set, warning });
+        { ask: own ? asker(o.store) : undefined, thread: () => startThread(o), features: record.set, warning });
     try {
         const device = deviceText(await detect({ patience_ms: 1000 }));
         Object.assign(options, { device, stamp: stamp(), features: record.get() });

@@ -2,9 +2,13 @@
 // share and a stack, and never comes back from dibit_thread_main().
 import { imports } from './wasm.js';
 
-self.onmessage = async ({ data: { module, memory, stack } }) => {
+self.onmessage = ({ data: { port } }) => {
+    port.onmessage = ({ data }) => work(port, data);
+};
+
+async function work(port, { module, memory, stack }) {
     const { exports: x } = await WebAssembly.instantiate(module, imports({ memory }, true));
     x.__stack_pointer.value = stack;
-    self.postMessage('ready');
+    port.postMessage('ready');
     x.dibit_thread_main();
-};
+}

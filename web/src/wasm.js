@@ -198,21 +198,37 @@ export async function instantiate(module, budget = Infinity, gpu) {
     return wasm = Object.assign(new Wasm(x, m.memory), { module, shared, gpu });
 }
 
-/** Starts n workers that lend their threads to the engine. */
+const starting = new Map(); // a thread's number -> what to call when it cannot be
+
+/**
+ * Has n workers started that lend their threads to the engine. The page does it: in Firefox a worker
+ * that starts another one now and then never comes back from `new Worker`. What they get goes past the
+ * page, which would hold on to the memory.
+ */
 export function startThreads(wasm, n) {
     for (let i = 0; i < n; i++) {
-        const stack = wasm.x.dibit_thread_stack() >>> 0;
+        const stack = wasm.x.dibit_thread_stack() >>> 0, id = starting.size;
         if (!stack) return;
-        // Written so, bundlers find the worker and pack it.
-        const worker = new Worker(new URL('./thread.js', import.meta.url), { type: 'module' });
-        const thread = { worker, ready: false };
+        const thread = { ready: false }, { port1, port2 } = new MessageChannel();
         thread.known = new Promise(resolve => {
-            worker.onmessage = () => resolve(thread.ready = true);
-            worker.onerror = () => resolve(false);
+            starting.set(id, () => resolve(false));
+            port1.onmessage = () => {
+                port1.close();
+                resolve(thread.ready = true);
+            };
         });
-        worker.postMessage({ module: wasm.module, memory: wasm.memory, stack });
+        self.postMessage({ thread: { id, port: port2 } }, [port2]);
+        port1.postMessage({ module: wasm.module, memory: wasm.memory, stack });
         wasm.threads.push(thread);
     }
+}
+
+/** The page's word that it could not. */
+export const threadFailed = id => starting.get(id)?.();
+
+/** Ends them all; none may be at work. */
+export function endThreads(wasm) {
+    if (wasm?.threads.length) self.postMessage({ endThreads: true });
 }
 
 /** How many threads work, the caller's own counted; waits a little for those on their way. */

@@ -3,6 +3,7 @@
 // or { id, error }. { op: 'abort', id } ends the call of that id.
 import { asDibitError, fail, pack } from './errors.js';
 import { Engine } from './engine.js';
+import { threadFailed } from './wasm.js';
 
 const calls = new Map(); // id -> AbortController
 let engine = null, inlet = null;
@@ -87,6 +88,7 @@ const operations = {
 self.onmessage = async ({ data: m }) => {
     if (m.op === 'abort') return calls.get(m.id)?.abort();
     if (m.op === 'answer') return answered(m);
+    if (m.op === 'thread') return threadFailed(m.id);
     const control = new AbortController();
     calls.set(m.id, control);
     try {

@@ -17,9 +17,10 @@ export class Worker {
     }
 }
 
+globalThis.Worker = Worker; // for threads of the engine
+
 if (!isMainThread && workerData?.script) {
     globalThis.self = globalThis;
-    globalThis.Worker = Worker; // threads of the engine
     globalThis.navigator ??= { hardwareConcurrency: 2 };
     self.postMessage = (data, transfer) => parentPort.postMessage(data, transfer);
     const early = [];
