@@ -185,6 +185,7 @@ for (const name of ['dibit-simd', 'dibit-threads', 'dibit-relaxed1', 'dibit-rela
 }
 await kernels('kern-simd', process.env.KERN || '-n 25');
 if (relaxed) await kernels('kern-relaxed', process.env.KERN || '-n 25');
+if (relaxed) await kernels('kern-relaxed32', process.env.KERN || '-n 25');
 // i16x8.mul becomes i16x8.add, the relaxed dots others with as many operands
 await selfTest('dibit-simd', [0xfd, 0x95, 0x01], [0xfd, 0x8e, 0x01], ['mul_q4', 'mul_s3', 'mul_t2']);
 if (relaxed) {
