@@ -1,6 +1,7 @@
 // shaders.mjs - compiles every kernel of src/gpu in its variants with Dawn's Null backend: validation
-// with positions, no GPU needed. usage: node shaders.mjs PATH_OF_NPM_PACKAGE_webgpu
-import { readFileSync } from 'node:fs';
+// with positions, no GPU needed. Then naga, which Firefox has, parses each text, where the npm package
+// web-naga lies beside. usage: node shaders.mjs PATH_OF_NPM_PACKAGE_webgpu
+import { existsSync, readFileSync } from 'node:fs';
 import { pathToFileURL } from 'node:url';
 
 const root = new URL('../src/gpu/', import.meta.url);
@@ -91,9 +92,29 @@ for (const [name, parts] of Object.entries(table)) {
   if (!variants[name]) say(`${name}: no variants are listed here`);
   else for (const dot of Object.keys(dots)) await check(name, parts, dot);
 }
+/** Firefox's front end: parses, does not validate. Returns the number of texts it took. */
+async function parseWithNaga() {
+  const at = `${process.argv[2]}/../web-naga/`;
+  if (!existsSync(at)) return 0;
+  const naga = await import(pathToFileURL(`${at}web_naga.js`));
+  await naga.default({ module_or_path: readFileSync(`${at}web_naga_bg.wasm`) });
+  let parsed = 0;
+  for (const [name, parts] of Object.entries(table)) {
+    const code = dots.native + ['common', ...parts].map((f) => read(`${f}.wgsl`)).join('');
+    try {
+      naga.WgslFrontend.new().parse(code);
+      parsed++;
+    } catch (e) {
+      say(`naga: ${name}: ${e.message ?? e}`);
+    }
+  }
+  return parsed;
+}
+const parsed = await parseWithNaga();
+
 // A kernel that is wrong must be said to be.
 device.pushErrorScope('validation');
 device.createShaderModule({ code: 'fn main( {' });
 if (!(await device.popErrorScope())) say('a wrong text passes');
-console.log(`${n} variants of ${Object.keys(table).length} kernels, ${bad} faults`);
+console.log(`${n} variants of ${Object.keys(table).length} kernels, ${parsed} through naga, ${bad} faults`);
 process.exit(bad ? 1 : 0);

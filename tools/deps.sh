@@ -68,7 +68,7 @@ for group in "$@"; do
     gpu) # tests of the GPU side: a WebGPU library, a checker of kernels, the Vulkan loader
         want cmd:npm npm
         want so:libvulkan.so.1 libvulkan1
-        packages="bun-webgpu-linux-x64@0.1.7 webgpu@0.6.2"
+        packages="bun-webgpu-linux-x64@0.1.7 webgpu@0.6.2 web-naga@1.0.1"
         ;;
     *) echo "deps.sh: no group $group" >&2 && exit 2 ;;
     esac
