@@ -171,10 +171,15 @@ static void list_attend(Session *s, GpuList *l, const GpuLayer *g, const GpuKvSi
     gpu_op_matmul(o, l, s->x, 0, &g->o, &s->in, true);
 }
 
+/* The first layer is a piece of its own: the sooner the GPU has something to do. */
+static int piece_of(int layer, int n_layers) {
+    return layer == 0 ? 0 : 1 + (layer - 1) * (PIECES - 1) / (n_layers - 1);
+}
+
 static void list_layer(Session *s, int layer) {
     const Hparams *h = &s->b->m->hp;
     GpuOps *o = &s->b->ops;
-    GpuList *l = &s->body[layer * PIECES / h->n_layers];
+    GpuList *l = &s->body[piece_of(layer, h->n_layers)];
     const GpuLayer *g = &s->b->layers[layer];
     const GpuKvSide *kv = s->kv[layer];
     size_t q = (size_t)h->n_heads * (size_t)h->head_dim;
