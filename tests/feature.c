@@ -119,8 +119,8 @@ static void names_are_checked(void **state) {
     }
     static const char *const stamps[] = {
         "", "a\nb",
-        "a stamp of far more than the ninety-five bytes that there is "
-        "room for, which is an error and nothing else"
+        ("a stamp of far more than the ninety-five bytes that there is room for, which is an "
+         "error and nothing else")
     };
     for (size_t i = 0; i < ARRAY_LEN(stamps); i++)
         assert_int_equal(features_init(&f, stamps[i], NULL, &err), DIBIT_E_ARGUMENT);
