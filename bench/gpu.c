@@ -227,6 +227,31 @@ static void time_layer(const char *type, const char *cache, int pos) {
     time_op("down", &l, 0, x);
 }
 
+/* The same matrices with workgroups of 2 to 32 rows (t2, t3: of fours of rows). */
+static void time_shapes(const char *type) {
+    static const struct {
+        const char *name;
+        size_t rows, cols;
+    } of[] = { { "q k v", 3 * E, E }, { "o", E, E }, { "gate up", 2 * FF, E }, { "down", E, FF } };
+    GpuInput in;
+    GpuList l = { 0 };
+    gpu_input(&ops, &in, FF);
+    GpuId y = gpu_ops_buffer(&ops, 2 * FF * sizeof(float));
+    printf("matrix (%s),rows of a workgroup,us\n", type);
+    for (size_t i = 0; i < ARRAY_LEN(of); i++) {
+        GpuMatrix m = layer_matrix(type_by_name(type), of[i].rows, of[i].cols);
+        for (size_t along = 0; along <= 32; along = along ? 2 * along : 2) {
+            char name[64];
+            ops.along = along;
+            snprintf(name, sizeof name, "%s,%zu", of[i].name, along);
+            gpu_op_matmul(&ops, &l, y, 0, &m, &in, false);
+            time_op(name, &l, 0, y);
+        }
+        gpu_matrix_free(&ops, &m);
+    }
+    ops.along = 0;
+}
+
 int main(int n, char **arg) {
     static const int types[] = { T_F16, T_Q8_0, T_Q4_0, T_S3, T_S2, T_T3, T_T2 };
     bool layer = n == 5 && strcmp(arg[1], "layer") == 0;
@@ -239,7 +264,9 @@ int main(int n, char **arg) {
         return 1;
     }
     printf("# %s, %s\n", gpu_caps(g)->name, gpu_caps(g)->driver);
-    if (layer) {
+    if (n == 3 && strcmp(arg[1], "shapes") == 0) {
+        time_shapes(arg[2]);
+    } else if (layer) {
         time_layer(arg[2], arg[3], (int)strtol(arg[4], NULL, 10));
     } else {
         double rate = read_rate(megabytes * 1000000 / 4096 * 4096);

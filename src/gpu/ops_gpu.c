@@ -304,12 +304,13 @@ void gpu_op_input(GpuOps *o, GpuList *l, GpuInput *in, const GpuSource *s, const
 
 /* Rows and slices of a workgroup: few rows where the matrix is small, so that all of the GPU has
  * work, and no more slices than a row has units. */
-static void shape_workgroup(size_t rows, size_t row_step, size_t most, size_t units, size_t *along,
-                            size_t *slices) {
+static void shape_workgroup(const GpuOps *o, size_t rows, size_t row_step, size_t most,
+                            size_t units, size_t *along, size_t *slices) {
     enum { WORKGROUPS = 512, INVOCATIONS = 256 };
     *along = most;
     while (*along > 4 && rows / (*along * row_step) < WORKGROUPS && units * *along > INVOCATIONS)
         *along /= 2;
+    if (o->along) *along = o->along;
     *slices = INVOCATIONS / *along;
     while (*slices > 1 && *slices / 2 >= units) *slices /= 2;
 }
@@ -318,7 +319,7 @@ static void add_mul(GpuOps *o, GpuList *l, GpuId y, size_t at, const GpuMatrix *
                     const GpuInput *in, bool add) {
     size_t along, slices;
     int type = m->type->id;
-    shape_workgroup(p->rows, 1, 16, m->units, &along, &slices);
+    shape_workgroup(o, p->rows, 1, 16, m->units, &along, &slices);
     GpuConst consts[7] = { { "ROWS", (double)p->rows },
                            { "UNITS", (double)m->units },
                            { "ROWS_WG", (double)along },
@@ -344,7 +345,7 @@ static void add_mul(GpuOps *o, GpuList *l, GpuId y, size_t at, const GpuMatrix *
 static void add_mul_t(GpuOps *o, GpuList *l, GpuId y, size_t at, const GpuMatrix *m,
                       const GpuPart *p, const GpuInput *in, bool add) {
     size_t along, slices;
-    shape_workgroup(p->rows, 4, 32, m->units, &along, &slices);
+    shape_workgroup(o, p->rows, 4, 32, m->units, &along, &slices);
     const GpuConst consts[] = { { "ROWS", (double)p->rows },
                                 { "CHUNKS", (double)m->units },
                                 { "GROUPS_WG", (double)along },

@@ -31,6 +31,7 @@ typedef struct GpuOps {
     int n_kernels, cap_kernels;
     char *text;     /* of one kernel */
     size_t n_bytes; /* of all buffers made through these calls */
+    size_t along;   /* for measuring: rows (t2, t3: fours of them) of a workgroup; 0: as is best */
     int r;          /* the first failure, or 0 */
     DibitError error;
 } GpuOps;
