@@ -31,7 +31,8 @@ cp web/example-vite/* "$work/app"
 mkdir -p "$work/app/node_modules"
 tar -xzf "$work/app/$tar" -C "$work/app/node_modules" && mv "$work/app/node_modules/package" "$work/app/node_modules/dibit"
 (cd "$work/app" && "$bin/vite" build) >"$work/vite.log" 2>&1 || { cat "$work/vite.log" && exit 1; }
-for what in 'worker-*.js' 'thread-*.js' 'dibit-simd-*.wasm' 'dibit-threads-*.wasm' 'dibit-relaxed1-*.wasm' 'dibit-relaxed-*.wasm'; do
+for what in 'worker-*.js' 'thread-*.js' 'dibit-simd-*.wasm' 'dibit-threads-*.wasm' 'dibit-relaxed1-*.wasm' \
+    'dibit-relaxed-*.wasm' 'dibit-gpu-*.wasm'; do
     set -- "$work"/app/dist/assets/$what
     [ -e "$1" ] || { cat "$work/vite.log" && echo "bundle: no assets/$what" && exit 1; }
 done
