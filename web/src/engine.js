@@ -91,7 +91,7 @@ export class Engine {
 
     #request(more = []) {
         const { memory_budget: budget, n_ctx, cache_type_k, cache_type_v } = this.o;
-        const lines = { n_ctx, cache_type_k, cache_type_v, n_threads: this.path.threads, backend: this.path.backend,
+        const lines = { n_ctx, cache_type_k, cache_type_v, n_threads: this.o.n_threads, backend: this.path.backend,
             budget_mb: budget && Math.max(1, Math.floor(budget / 2 ** 20)), disabled: this.features.disabled || undefined };
         return [...Object.entries(lines).filter(([, v]) => v !== undefined).map(line => line.join('=')), ...more].join('\n');
     }
