@@ -93,20 +93,4 @@ install: program
 
 clean: ; rm -rf build
 
-help:
-	@echo "make           the release program build/dibit"
-	@echo "make run       streams text from $(MODEL) (P=\"a beginning\" N=tokens MODEL=file)"
-	@echo "make chat      a conversation with it"
-	@echo "make test      builds and runs every test"
-	@echo "make bench     speed by type, of the model here and of one of 1.2 billion weights; error by type"
-	@echo "make kern      kernels against the scalar ones (K=prefix of the name, B=1: with timings)"
-	@echo "make lint      who includes whom, lengths, format, symbols;  make format: fixes the format"
-	@echo "make fuzz      each fuzzer for FUZZ_TIME=$(FUZZ_TIME) seconds (T=name: only this one)"
-	@echo "make asan      the tests under ASan and UBSan;  make tsan: under TSan"
-	@echo "make wasm      build/web: modules for browsers (make test runs them under node)"
-	@echo "make web       web/dist: the package for browsers (web/README.md)"
-	@echo "make test-web  the package in Chromium, Firefox and WebKitGTK; writes docs/compatibility.md"
-	@echo "make web-serve the page on http://127.0.0.1:$(PORT)/ (PORT=, ISOLATION=no|credentialless)"
-	@echo "make longrun   30,000 tokens in one session, forked and saved;  make mutants: damaged sessions"
-	@echo "make deps      installs every Debian package that any of these uses"
-	@echo "make install   header, libraries, packages, program to PREFIX=$(PREFIX)"
+help: ; @MODEL=$(MODEL) FUZZ_TIME=$(FUZZ_TIME) PORT=$(PORT) sh tools/help.sh
