@@ -93,4 +93,4 @@ install: program
 
 clean: ; rm -rf build
 
-help: ; @MODEL=$(MODEL) FUZZ_TIME=$(FUZZ_TIME) PORT=$(PORT) sh tools/help.sh
+help: ; @MODEL=$(MODEL) FUZZ_TIME=$(FUZZ_TIME) PORT=$(PORT) PREFIX=$(PREFIX) sh tools/help.sh

@@ -1,5 +1,5 @@
 #!/bin/sh
-# help.sh - what `make help` says; MODEL, FUZZ_TIME and PORT are those of the Makefile.
+# help.sh - what `make help` says; MODEL, FUZZ_TIME, PORT and PREFIX are those of the Makefile.
 cat <<EOF
 make           the release program build/dibit
 make run       streams text from $MODEL (P="a beginning" N=tokens MODEL=file)
@@ -16,5 +16,5 @@ make test-web  the package in Chromium, Firefox and WebKitGTK; writes docs/compa
 make web-serve the page on http://127.0.0.1:$PORT/ (PORT=, ISOLATION=no|credentialless)
 make longrun   30,000 tokens in one session, forked and saved;  make mutants: damaged sessions
 make deps      installs every Debian package that any of these uses
-make install   header, libraries, packages, program to PREFIX=$(PREFIX)
+make install   header, libraries, packages, program to PREFIX=$PREFIX
 EOF
