@@ -60,7 +60,7 @@ async function generate(name, nThreads, want, cache) {
 
 // The module's own check of its kernels: nothing to say, but where an instruction does something else
 // (one with the same operands in its place) the kernels that use it.
-async function selfTest(name, from, to, slots) {
+async function selfTest(name, changes, slots) {
     const bytes = readFileSync(path(name)), cap = 400;
     const run = async data => {
         const m = await start(data), p = m.x.malloc(cap);
@@ -69,8 +69,8 @@ async function selfTest(name, from, to, slots) {
     const begin = now(), sound = await run(bytes);
     check(sound.n === 0, `${name}: the self-test passes in ${(now() - begin).toFixed(0)} ms, loading included`);
     let changed = 0;
-    for (let i = 0; (i = bytes.indexOf(Buffer.from(from), i)) >= 0; i += from.length, changed++)
-        bytes.set(to, i);
+    for (const [from, to] of changes)
+        for (let i = 0; (i = bytes.indexOf(Buffer.from(from), i)) >= 0; i += from.length, changed++) bytes.set(to, i);
     const broken = await run(bytes);
     check(changed > 0 && broken.n > 0 && slots.every(s => broken.wrong.includes(s)),
         `${name}: with ${changed} wrong instructions it names ${broken.wrong.join(' ')}`);
@@ -187,11 +187,10 @@ await kernels('kern-simd', process.env.KERN || '-n 25');
 if (relaxed) await kernels('kern-relaxed', process.env.KERN || '-n 25');
 if (relaxed) await kernels('kern-relaxed32', process.env.KERN || '-n 25');
 // i16x8.mul becomes i16x8.add, the relaxed dots others with as many operands
-await selfTest('dibit-simd', [0xfd, 0x95, 0x01], [0xfd, 0x8e, 0x01], ['mul_q4', 'mul_s3', 'mul_t2']);
-if (relaxed) {
-    const slots = process.arch === 'x64' ? [0x92, 0x91] : [0x93, 0x89]; // relaxed_q15mulr, laneselect
-    await selfTest('dibit-relaxed1', [0xfd, slots[0], 0x02], [0xfd, slots[1], 0x02], ['mul_q4', 'mul_q8', 'mul_t2']);
-}
+await selfTest('dibit-simd', [[[0xfd, 0x95, 0x01], [0xfd, 0x8e, 0x01]]], ['mul_q4', 'mul_s3', 'mul_t2']);
+if (relaxed) // into 16 bits: relaxed_q15mulr; into 32: relaxed_laneselect
+    await selfTest('dibit-relaxed1', [[[0xfd, 0x92, 0x02], [0xfd, 0x91, 0x02]], [[0xfd, 0x93, 0x02], [0xfd, 0x89, 0x02]]],
+        ['mul_q4', 'mul_q8', 'mul_t2']);
 for (const [cache, ids] of Object.entries(want)) {
     await generate('dibit-simd', 1, ids, cache);
     await generate('dibit-threads', 2, ids, cache);

@@ -1,8 +1,8 @@
 /* relaxed_simd128.c - int8 products with the byte dots of relaxed SIMD: all four inputs of each of
  * 4 rows at once. Their second operand must lie within 0..127, which codes do; of q8 it is the
  * activations' size that does, and their signs go to the weights. Exact as everything here, and so
- * the two forms of the sums give the same: x86 has no dot into 32 bits below its newest chips, but
- * one into 16 that takes a single instruction; ARM is the other way round. */
+ * the two forms of the sums give the same: in 32 bits, or (narrow) in 16 where those are enough,
+ * which old x86 is faster with. */
 #ifdef __wasm_relaxed_simd__
 #include "kern.h"
 
@@ -27,15 +27,15 @@ INLINE int fits16(enum Type type) {
     return type == Q4 || type == S2 || type == S3;
 }
 
-INLINE v128_t step(enum Type type, int x86, v128_t s, v128_t a, v128_t w) {
-    if (!x86) return wasm_i32x4_relaxed_dot_i8x16_i7x16_add(a, w, s);
+INLINE v128_t step(enum Type type, int narrow, v128_t s, v128_t a, v128_t w) {
+    if (!narrow) return wasm_i32x4_relaxed_dot_i8x16_i7x16_add(a, w, s);
     v128_t pairs = wasm_i16x8_relaxed_dot_i8x16_i7x16(a, w);
     return fits16(type) ? wasm_i16x8_add(s, pairs)
                         : wasm_i32x4_add(s, wasm_i32x4_extadd_pairwise_i16x8(pairs));
 }
 
-INLINE v128_t total(enum Type type, int x86, v128_t s) {
-    return x86 && fits16(type) ? wasm_i32x4_extadd_pairwise_i16x8(s) : s;
+INLINE v128_t total(enum Type type, int narrow, v128_t s) {
+    return narrow && fits16(type) ? wasm_i32x4_extadd_pairwise_i16x8(s) : s;
 }
 
 /* Codes of rows 4j..4j+3 and quad v of the group at p. */
@@ -61,8 +61,8 @@ INLINE v128_t codes(enum Type type, const uint8_t *p, int j, int v) {
 }
 
 /* s[t]: sums of quads v0..v1-1 for rows 4j..+3 and n tokens. */
-INLINE void dots(enum Type type, int x86, v128_t *s, const int n, const uint8_t *p, int j, int v0,
-                 int v1, const Group *g) {
+INLINE void dots(enum Type type, int narrow, v128_t *s, const int n, const uint8_t *p, int j,
+                 int v0, int v1, const Group *g) {
     for (int t = 0; t < n; t++) s[t] = wasm_i32x4_const_splat(0);
     UNROLL for (int v = v0; v < v1; v++) {
         v128_t w = codes(type, p, j, v);
@@ -70,26 +70,26 @@ INLINE void dots(enum Type type, int x86, v128_t *s, const int n, const uint8_t 
             size_t at = (size_t)t * g->ld + 4 * (size_t)v;
             v128_t x = wasm_v128_load32_splat(g->q + at), y = w;
             if (type == Q8) y = wasm_v128_xor(w, wasm_v128_load32_splat(g->minus + at));
-            s[t] = type == Q8 ? step(type, x86, s[t], y, x) : step(type, x86, s[t], x, w);
+            s[t] = type == Q8 ? step(type, narrow, s[t], y, x) : step(type, narrow, s[t], x, w);
         }
     }
-    for (int t = 0; t < n; t++) s[t] = total(type, x86, s[t]);
+    for (int t = 0; t < n; t++) s[t] = total(type, narrow, s[t]);
 }
 
-INLINE v128_t plus(enum Type type, int x86, v128_t a, v128_t b) {
+INLINE v128_t plus(enum Type type, int narrow, v128_t a, v128_t b) {
     __asm__("" : "+r"(b)); /* compilers like chains better than trees, which are faster here */
-    return x86 && fits16(type) ? wasm_i16x8_add(a, b) : wasm_i32x4_add(a, b);
+    return narrow && fits16(type) ? wasm_i16x8_add(a, b) : wasm_i32x4_add(a, b);
 }
 
 /* s / 4^k of a multiple of that. */
-INLINE v128_t quarter(int x86, v128_t s, uint32_t k) {
-    return x86 ? wasm_i16x8_shr(s, 2 * k) : wasm_i32x4_shr(s, 2 * k);
+INLINE v128_t quarter(int narrow, v128_t s, uint32_t k) {
+    return narrow ? wasm_i16x8_shr(s, 2 * k) : wasm_i32x4_shr(s, 2 * k);
 }
 
 /* The whole group for rows 4j..+3 and one token, x[v] being the activations of quad v: the sums of
  * quads v and v + 4 apart, so that no operation waits for seven others. Of s2 codes of v % 4 = 1
  * and 2 stay where they are, times 4 and 16: at most 2 * 2 * 127 * 48. */
-INLINE v128_t dot_one(enum Type type, int x86, const uint8_t *p, int j, const v128_t x[8],
+INLINE v128_t dot_one(enum Type type, int narrow, const uint8_t *p, int j, const v128_t x[8],
                       const v128_t minus[8]) {
     v128_t s[4];
     UNROLL for (int v = 0; v < 8; v++) {
@@ -101,23 +101,23 @@ INLINE v128_t dot_one(enum Type type, int x86, const uint8_t *p, int j, const v1
         else
             w = codes(type, p, j, v);
         v128_t so_far = v < 4 ? zero : s[k];
-        s[k] = type == Q8 ? step(type, x86, so_far, wasm_v128_xor(w, minus[v]), x[v])
-                          : step(type, x86, so_far, x[v], w);
+        s[k] = type == Q8 ? step(type, narrow, so_far, wasm_v128_xor(w, minus[v]), x[v])
+                          : step(type, narrow, so_far, x[v], w);
     }
     if (type == S2) {
-        s[1] = quarter(x86, s[1], 1);
-        s[2] = quarter(x86, s[2], 2);
+        s[1] = quarter(narrow, s[1], 1);
+        s[2] = quarter(narrow, s[2], 2);
     }
-    s[0] = plus(type, x86, s[0], s[1]);
-    s[2] = plus(type, x86, s[2], s[3]);
-    return total(type, x86, plus(type, x86, s[0], s[2]));
+    s[0] = plus(type, narrow, s[0], s[1]);
+    s[2] = plus(type, narrow, s[2], s[3]);
+    return total(type, narrow, plus(type, narrow, s[0], s[2]));
 }
 
 /* Sums of a whole group: for one token of all 16 rows, else of rows 4j..+3. */
-INLINE void group_dots(enum Type type, int x86, v128_t *s, const int n, const uint8_t *p,
+INLINE void group_dots(enum Type type, int narrow, v128_t *s, const int n, const uint8_t *p,
                        const int j, const Group *g) {
     if (n > 1) {
-        dots(type, x86, s, n, p, j, 0, 8, g);
+        dots(type, narrow, s, n, p, j, 0, 8, g);
         return;
     }
     v128_t x[8], minus[8];
@@ -125,7 +125,7 @@ INLINE void group_dots(enum Type type, int x86, v128_t *s, const int n, const ui
         x[v] = wasm_v128_load32_splat(g->q + 4 * v);
         if (type == Q8) minus[v] = wasm_v128_load32_splat(g->minus + 4 * v);
     }
-    UNROLL for (int i = 0; i < 4; i++) s[i] = dot_one(type, x86, p, j + i, x, minus);
+    UNROLL for (int i = 0; i < 4; i++) s[i] = dot_one(type, narrow, p, j + i, x, minus);
 }
 
 /* ---- the parts of a group that are not sums ---- */
@@ -158,7 +158,7 @@ INLINE void split_signs(Signs *to, const int8_t *q, size_t ld, const int n) {
     }
 }
 
-INLINE void group_q(enum Type type, int x86, v128_t *acc, const int n, const uint8_t *p,
+INLINE void group_q(enum Type type, int narrow, v128_t *acc, const int n, const uint8_t *p,
                     const int8_t *q, size_t ld, const int32_t *sum, const float *scale) {
     const int nj = n == 1 ? 4 : 1;
     Group g = { q, NULL, ld };
@@ -169,7 +169,7 @@ INLINE void group_q(enum Type type, int x86, v128_t *acc, const int n, const uin
     }
     for (int j = 0; j < 4; j += nj) {
         v128_t s[TILE]; /* of tokens, or of one token's four row vectors */
-        group_dots(type, x86, s, n, p, j, &g);
+        group_dots(type, narrow, s, n, p, j, &g);
         for (int i = 0; i < nj; i++) {
             v128_t f = finite_halves(p + 8 * (j + i));
             for (int t = 0; t < n; t++) {
@@ -186,7 +186,7 @@ INLINE void group_q(enum Type type, int x86, v128_t *acc, const int n, const uin
 
 /* (c + 4) * (8 s + z' sum) as one product of pairs: 8 (c + 4) with s, z' (c + 4) with sum; s is at
  * most 7 * 127 * 32 and the sum 127 * 32, so all fit 16 bits. */
-INLINE void group_s(enum Type type, int x86, v128_t *acc, const int n, const uint8_t *p,
+INLINE void group_s(enum Type type, int narrow, v128_t *acc, const int n, const uint8_t *p,
                     const int8_t *q, size_t ld, const int32_t *sum, const float *scale) {
     const int nj = n == 1 ? 4 : 1;
     const Group g = { q, NULL, ld };
@@ -205,7 +205,7 @@ INLINE void group_s(enum Type type, int x86, v128_t *acc, const int n, const uin
     }
     for (int j = 0; j < 4; j += nj) {
         v128_t s[TILE]; /* of tokens, or of one token's four row vectors */
-        group_dots(type, x86, s, n, p, j, &g);
+        group_dots(type, narrow, s, n, p, j, &g);
         for (int i = 0; i < nj; i++)
             for (int t = 0; t < n; t++) {
                 const int32_t *a = sum + (size_t)t * (ld / 16);
@@ -219,7 +219,7 @@ INLINE void group_s(enum Type type, int x86, v128_t *acc, const int n, const uin
 }
 
 /* Sums of 16 activations fit 16 bits, and so the minima are one product of pairs. */
-INLINE void group_kq(int x86, v128_t *acc, const int n, const uint8_t *p, const int8_t *q,
+INLINE void group_kq(int narrow, v128_t *acc, const int n, const uint8_t *p, const int8_t *q,
                      size_t ld, const int32_t *sum, const float *scale) {
     const KqGroup *k = (const KqGroup *)p;
     const Group g = { q, NULL, ld };
@@ -227,8 +227,8 @@ INLINE void group_kq(int x86, v128_t *acc, const int n, const uint8_t *p, const 
         v128_t s0[TILE], s1[TILE], sc = wasm_v128_load(k->sc[4 * j]),
                                    mn = wasm_v128_load(k->mn[4 * j]);
         v128_t sc0 = wasm_i32x4_shr(wasm_i32x4_shl(sc, 16), 16), sc1 = wasm_i32x4_shr(sc, 16);
-        dots(KQ, x86, s0, n, p, j, 0, 4, &g);
-        dots(KQ, x86, s1, n, p, j, 4, 8, &g);
+        dots(KQ, narrow, s0, n, p, j, 0, 4, &g);
+        dots(KQ, narrow, s1, n, p, j, 4, 8, &g);
         for (int t = 0; t < n; t++) {
             const int32_t *a = sum + (size_t)t * (ld / 16);
             v128_t by = wasm_f32x4_splat(scale[(size_t)t * (ld / 32)]);
@@ -247,7 +247,7 @@ INLINE void group_kq(int x86, v128_t *acc, const int n, const uint8_t *p, const 
 /* ---- row blocks ---- */
 
 /* All groups of one row block for n <= TILE tokens starting at t0. */
-INLINE void tile(enum Type type, int x86, float *y, size_t ldy, const uint8_t *block,
+INLINE void tile(enum Type type, int narrow, float *y, size_t ldy, const uint8_t *block,
                  const uint16_t *row_scale, int n_groups, const A8 *a, int t0, const int n) {
     const int8_t *q = a->q + (size_t)t0 * a->ld;
     const float *scale = a->scale + (size_t)t0 * (a->ld / 32);
@@ -258,9 +258,9 @@ INLINE void tile(enum Type type, int x86, float *y, size_t ldy, const uint8_t *b
         acc[i] = type == KQ ? wasm_v128_load(y + (size_t)(i / 4) * ldy + 4 * (i % 4))
                             : wasm_f32x4_const_splat(0);
     for (int g = 0; g < n_groups; g++, q += 32, scale++, sum += 2, block += group_bytes[type]) {
-        if (type == KQ) group_kq(x86, acc, n, block, q, a->ld, sum, scale);
-        if (type == S2 || type == S3) group_s(type, x86, acc, n, block, q, a->ld, sum, scale);
-        if (type == Q4 || type == Q8) group_q(type, x86, acc, n, block, q, a->ld, sum, scale);
+        if (type == KQ) group_kq(narrow, acc, n, block, q, a->ld, sum, scale);
+        if (type == S2 || type == S3) group_s(type, narrow, acc, n, block, q, a->ld, sum, scale);
+        if (type == Q4 || type == Q8) group_q(type, narrow, acc, n, block, q, a->ld, sum, scale);
     }
     for (int i = 0; i < 4 * n; i++) {
         if (type == S2 || type == S3) {
@@ -271,7 +271,7 @@ INLINE void tile(enum Type type, int x86, float *y, size_t ldy, const uint8_t *b
     }
 }
 
-#define MUL(name, type, x86)                                                                       \
+#define MUL(name, type, narrow)                                                                    \
     static void mul_##name MUL_ARGS {                                                              \
         int t = 0;                                                                                 \
         if ((type == Q4 || type == Q8) && !finite_scales(block, group_bytes[type], n_groups)) {    \
@@ -281,26 +281,26 @@ INLINE void tile(enum Type type, int x86, float *y, size_t ldy, const uint8_t *b
             return;                                                                                \
         }                                                                                          \
         for (; t + TILE <= n_tokens; t += TILE)                                                    \
-            tile(type, x86, y, ldy, block, row_scale, n_groups, a, t, TILE);                       \
-        for (; t < n_tokens; t++) tile(type, x86, y, ldy, block, row_scale, n_groups, a, t, 1);    \
+            tile(type, narrow, y, ldy, block, row_scale, n_groups, a, t, TILE);                    \
+        for (; t < n_tokens; t++) tile(type, narrow, y, ldy, block, row_scale, n_groups, a, t, 1); \
     }
 MUL(q4, Q4, 0)
 MUL(q8, Q8, 0)
 MUL(s2, S2, 0)
 MUL(s3, S3, 0)
 MUL(kq, KQ, 0)
-MUL(q4_x86, Q4, 1)
-MUL(q8_x86, Q8, 1)
-MUL(s2_x86, S2, 1)
-MUL(s3_x86, S3, 1)
-MUL(kq_x86, KQ, 1)
+MUL(q4_narrow, Q4, 1)
+MUL(q8_narrow, Q8, 1)
+MUL(s2_narrow, S2, 1)
+MUL(s3_narrow, S3, 1)
+MUL(kq_narrow, KQ, 1)
 
 void kern_relaxed(Kern *k) {
-    int x86 = is_x86();
-    k->mul_q4 = x86 ? mul_q4_x86 : mul_q4;
-    k->mul_q8 = x86 ? mul_q8_x86 : mul_q8;
-    k->mul_s2 = x86 ? mul_s2_x86 : mul_s2;
-    k->mul_s3 = x86 ? mul_s3_x86 : mul_s3;
-    k->mul_kq = x86 ? mul_kq_x86 : mul_kq;
+    int narrow = old_x86();
+    k->mul_q4 = narrow ? mul_q4_narrow : mul_q4;
+    k->mul_q8 = narrow ? mul_q8_narrow : mul_q8;
+    k->mul_s2 = narrow ? mul_s2_narrow : mul_s2;
+    k->mul_s3 = narrow ? mul_s3_narrow : mul_s3;
+    k->mul_kq = narrow ? mul_kq_narrow : mul_kq;
 }
 #endif

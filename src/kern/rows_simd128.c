@@ -178,7 +178,7 @@ static void accum_q4(float *acc, size_t ldacc, const float *factor, const float 
 void kern_rows_simd128(Kern *k) {
     k->accum_q4 = accum_q4;
 #ifdef __wasm_relaxed_simd__
-    k->score_q4 = is_x86() ? score_q4_dot16 : score_q4_dot32;
+    k->score_q4 = old_x86() ? score_q4_dot16 : score_q4_dot32;
 #else
     k->score_q4 = score_q4_pairs;
 #endif

@@ -47,19 +47,18 @@ INLINE int32_t sum_i32(v128_t s) {
     return wasm_i32x4_extract_lane(s, 0);
 }
 #ifdef __wasm_relaxed_simd__
-/* x86 before its newest chips has no byte dot into 32 bits, but one into 16 that takes a single
- * instruction; ARM is the other way round. The NaN that 0 / 0 gives has its sign set on x86 alone;
- * only speed hangs on it. */
-INLINE int is_x86(void) {
-#ifdef DIBIT_DOT32 /* a test of what ARM takes */
+/* x86 before AVX-VNNI has no byte dot into 32 bits, but one into 16 that takes a single
+ * instruction; other machines are the other way round. Where the one into 32 is made of that into
+ * 16 it saturates, which the operands of the kernels cannot bring about. Only speed hangs on the
+ * answer. */
+INLINE int old_x86(void) {
+#ifdef DIBIT_DOT32 /* a test of what others take */
     return 0;
 #endif
-    volatile float zero = 0;
-    union {
-        float f;
-        uint32_t u;
-    } nan = { zero / zero };
-    return nan.u >> 31 != 0;
+    volatile int8_t most[2] = { 127, -1 };
+    v128_t s = wasm_i32x4_relaxed_dot_i8x16_i7x16_add(
+        wasm_i8x16_splat(most[0]), wasm_i8x16_splat(most[1]), wasm_i32x4_const_splat(0));
+    return wasm_i32x4_extract_lane(s, 0) == 2 * 32767;
 }
 #endif
 #endif

@@ -217,8 +217,8 @@ INLINE void many_tokens(enum Sums sums, float *y, size_t ldy, const uint8_t *cod
 #ifdef __wasm_relaxed_simd__
 MUL_T(mul_t2, DOT32, 2)
 MUL_T(mul_t3, DOT32, 3)
-MUL_T(mul_t2_x86, DOT16, 2)
-MUL_T(mul_t3_x86, DOT16, 3)
+MUL_T(mul_t2_narrow, DOT16, 2)
+MUL_T(mul_t3_narrow, DOT16, 3)
 #else
 MUL_T(mul_t2, PAIRS, 2)
 MUL_T(mul_t3, PAIRS, 3)
@@ -337,9 +337,9 @@ void kern_trellis_simd128(Kern *k) {
     k->mul_t2 = mul_t2;
     k->mul_t3 = mul_t3;
 #ifdef __wasm_relaxed_simd__
-    if (is_x86()) {
-        k->mul_t2 = mul_t2_x86;
-        k->mul_t3 = mul_t3_x86;
+    if (old_x86()) {
+        k->mul_t2 = mul_t2_narrow;
+        k->mul_t3 = mul_t3_narrow;
     }
 #endif
     k->rotate = rotate;
