@@ -10,7 +10,7 @@ const top = join(dirname(fileURLToPath(import.meta.url)), '../..');
 const folder = process.argv[2] || join(top, 'docs/images');
 mkdirSync(folder, { recursive: true });
 const server = await serve(), browser = await launch('chromium', { tools: join(top, 'build/web-tools') });
-const sizes = { desktop: { width: 1180, height: 860 }, phone: { width: 360, height: 780 } };
+const sizes = { desktop: { width: 1180, height: 820 }, phone: { width: 360, height: 780 } };
 const done = page => page.raw.waitForSelector('#status:text-matches("^(Done|Both)")', { state: 'attached', timeout: 60000 });
 
 for (const [size, viewport] of Object.entries(sizes))

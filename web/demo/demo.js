@@ -1,5 +1,5 @@
 // demo.js - the page: one engine at a time, a text to go on with, a chat, and two settings side by side.
-import * as dibit from '../dist/index.js';
+import { availability, capabilities, createEngine } from '../dist/index.js';
 import { $, element, fill, inWords, megabytes, say, showContext, showError, showMemory, showPlan,
     showProgress, showReport } from './view.js';
 
@@ -95,9 +95,10 @@ function ownFile(select) {
 
 async function open(options, signal) {
     let begun = 0, from = 0;
-    return dibit.createEngine({
+    return createEngine({
         ...options, model: modelOf(options.model), signal,
         onProgress(p) {
+            if (p.stage === 'warning') return console.warn(p.warning.message);
             if (!begun || p.loaded < from) begun = performance.now();
             from = p.loaded;
             showProgress(p, begun);
@@ -380,7 +381,7 @@ $('theme').onclick = () => {
 };
 
 async function report() {
-    const found = await dibit.capabilities();
+    const found = await capabilities();
     showReport(found);
     $('copy').onclick = async () => {
         try {
@@ -401,7 +402,7 @@ document.documentElement.dataset.ready = '';
 report().catch(error => say('report-short', inWords(error)));
 // What lies in the cache already needs no download: it is loaded at once.
 async function preload() {
-    const state = await dibit.availability({ model: MODELS[0].url });
+    const state = await availability({ model: MODELS[0].url });
     if (state === 'available' && !running && !engine) run(signal => ensure(signal));
 }
 preload().catch(() => {}); // then the model is loaded when it is asked for

@@ -9,15 +9,15 @@ export function element(tag, text = '', name = '') {
     return node;
 }
 
-export const megabytes = n => `${(n / 1e6).toFixed(n < 9.95e6 ? 1 : 0)} MB`;
+export const megabytes = n => `${(n / 1e6).toLocaleString('en', { maximumFractionDigits: n < 9.95e6 ? 1 : 0 })} MB`;
 
 export function seconds(s) {
     if (s < 60) return `${Math.max(1, Math.round(s))} s`;
     return `${Math.floor(s / 60)} min ${Math.round(s % 60)} s`;
 }
 
-const STAGES = { module: 'Starting the engine', header: 'Reading the header', download: 'Downloading',
-    cache: 'Reading from the cache', load: 'Loading', open: 'Opening the model', wait: 'Another tab is loading it' };
+const STAGES = { module: 'Starting the engine', waiting: 'Another tab is fetching it', download: 'Downloading',
+    cache: 'Reading from the cache', open: 'Opening the model' };
 
 /** Progress in bytes and time left. `begun` is when the first byte came. */
 export function showProgress({ loaded, total, stage }, begun) {
@@ -81,7 +81,7 @@ export function showPlan(plan, path) {
     list.replaceChildren();
     for (const { key, value, reason } of plan) {
         const row = element('div'), term = element('dt', String(key).replaceAll('_', ' '));
-        term.append(element('span', String(value)));
+        term.append(element('span', /^\d{5,}$/.test(value) ? megabytes(Number(value)) : String(value)));
         row.append(term);
         if (reason) row.append(element('dd', reason));
         list.append(row);
