@@ -33,7 +33,7 @@ struct DibitSession {
     int32_t *tokens; /* (n_ctx); the cache holds all of them, or all but the last */
     int n_tokens, n_ctx, n_batch;
     size_t n_forwarded; /* of a dibit_forward() that returned DIBIT_WAIT, how many are in tokens */
-    bool has_logits; /* scratch.logits are those after the last token */
+    bool has_logits;    /* scratch.logits are those after the last token */
     const char *finish;
     Utf8Stream utf8;
     char *text; /* of one piece */

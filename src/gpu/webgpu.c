@@ -163,7 +163,8 @@ enum { WG_NO_ERROR = 1 };                         /* error type */
     X(WgFuture, DevicePopErrorScope, (void *, WgCb)) \
     X(void, DeviceDestroy, (void *)) \
     X(void *, CommandEncoderBeginComputePass, (void *, const void *)) \
-    X(void, CommandEncoderCopyBufferToBuffer, (void *, void *, uint64_t, void *, uint64_t, uint64_t)) \
+    X(void, CommandEncoderCopyBufferToBuffer, \
+      (void *, void *, uint64_t, void *, uint64_t, uint64_t)) \
     X(void *, CommandEncoderFinish, (void *, const WgLabel *)) \
     X(void, ComputePassEncoderSetPipeline, (void *, void *)) \
     X(void, ComputePassEncoderSetBindGroup, (void *, uint32_t, void *, size_t, const uint32_t *)) \
