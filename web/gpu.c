@@ -144,7 +144,9 @@ int gpu_read_start(Gpu *g, GpuId buffer, size_t at, size_t n_bytes, DibitError *
 int gpu_read_ready(Gpu *g, void *dst, bool wait, DibitError *err) {
     assert(!wait); /* the host must have its turn first */
     int r = check_lost(g, err);
-    return r ? r : host_read_ready(dst);
+    if (r != 0) return r;
+    r = host_read_ready(dst);
+    return r < 0 ? check_lost(g, err) : r;
 }
 
 void gpu_free(Gpu *g, GpuId id) {

@@ -104,6 +104,44 @@ window.tests = {
         });
     },
 
+    /** On WebGPU, or as `backend` says; `fault`: what goes wrong there (gpu-faults.js). */
+    async gpu({ n, fault, ...options }) {
+        localStorage.clear(); // what failed before is not held against this attempt
+        const worker = new Worker(`/tests/gpu-worker.js?${fault ?? ''}`, { type: 'module' });
+        let last = performance.now(), gap = 0;
+        const clock = setInterval(() => {
+            gap = Math.max(gap, performance.now() - last);
+            last = performance.now();
+        }, 5);
+        return using({ backend: 'webgpu', ...options, worker }, async engine => {
+            const { ids, text } = await collect(engine, PROMPT, greedy(n));
+            clearInterval(clock);
+            return { ids, text, gap, path: engine.path, warnings: engine.warnings };
+        });
+    },
+
+    /** Aborts at different times, and two sessions at once. */
+    async gpuAbort(options) {
+        localStorage.clear();
+        return using({ backend: 'webgpu', ...options }, async engine => {
+            const before = (await collect(engine, PROMPT, greedy(16))).ids, ms = [], types = new Set();
+            for (let i = 0; i < 8; i++) {
+                const control = new AbortController(), prompt = PROMPT.repeat(i % 2 ? 1 : 8) + i;
+                const going = attempt(() => collect(engine, prompt, { ...greedy(400), signal: control.signal }));
+                await pause(20 + 40 * i);
+                const begun = performance.now();
+                control.abort();
+                types.add((await going).error?.type);
+                await engine.measureContextUsage('a');
+                ms.push(performance.now() - begun);
+            }
+            const other = await engine.clone();
+            const clones = (await Promise.all([engine, other].map(e => collect(e, PROMPT, greedy(16))))).map(r => r.ids);
+            other.destroy();
+            return { ms, types: [...types], before, clones, after: (await collect(engine, PROMPT, greedy(16))).ids, path: engine.path };
+        });
+    },
+
     async chat({ options, text }) {
         return using(options, async engine => {
             const messages = [{ role: 'user', content: text }];

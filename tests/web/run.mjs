@@ -10,6 +10,7 @@ import { launch, missing } from './browsers.mjs';
 import { lower, writeMatrix } from './matrix.mjs';
 import { DEMO } from './demo-scenarios.mjs';
 import { POLICY } from './profiles.mjs';
+import { GPU } from './gpu-scenarios.mjs';
 import { SCENARIOS } from './scenarios.mjs';
 
 const top = join(dirname(fileURLToPath(import.meta.url)), '../..');
@@ -70,34 +71,47 @@ async function runScenario(scenario, context) {
     }
 }
 
+/** All scenarios of a list in this browser; what they say about its features. */
+async function runAll(browser, scenarios) {
+    const cells = {}, pages = [];
+    const open = async (server, path = '/tests/page.html', ...how) => {
+        const page = await browser.open(server.url + path, ...how);
+        pages.push(page);
+        return page;
+    };
+    try {
+        for (const scenario of scenarios) {
+            await runScenario(scenario, { browser, cells, isolated, plain, open, native, prompt: PROMPT, program,
+                model: server => `${server.url}/${MODEL}`, work, tools, top });
+            for (const page of pages.splice(0)) await page.close().catch(() => {});
+        }
+        return cells;
+    } finally {
+        await browser.close().catch(() => {});
+    }
+}
+
 const reasons = missing();
 let ran = 0;
 for (const name of names) {
-    let reason = reasons[name], browser;
-    if (!reason) browser = await launch(name, { tools }).catch(error => { reason = error.message.split('\n')[0]; });
+    const wanted = list => list.filter(s => s.name.includes(only) && (!s.browsers || s.browsers.includes(name)));
+    let reason = reasons[name];
+    const start = options => (reason ? null : launch(name, { tools, ...options }).catch(e => { reason = e.message.split('\n')[0]; }));
+    const browser = await start({});
     if (!browser) {
         report('skip', `${name}: ${reason}`);
         continue;
     }
     ran++;
-    const cells = {};
-    try {
-        const pages = [];
-        const open = async (server, path = '/tests/page.html', ...how) => {
-            const page = await browser.open(server.url + path, ...how);
-            pages.push(page);
-            return page;
-        };
-        for (const scenario of [...SCENARIOS, ...POLICY, ...DEMO]) {
-            if (!scenario.name.includes(only) || (scenario.browsers && !scenario.browsers.includes(name))) continue;
-            await runScenario(scenario, { browser, cells, isolated, plain, open, native, prompt: PROMPT,
-                model: server => `${server.url}/${MODEL}`, work, tools, top });
-            for (const page of pages.splice(0)) await page.close().catch(() => {});
-        }
-        results[name] = { version: browser.version, cells };
-    } finally {
-        await browser.close().catch(() => {});
+    const cells = await runAll(browser, wanted([...SCENARIOS, ...POLICY, ...DEMO]));
+    const onGpu = wanted(GPU), other = onGpu.length && await start({ gpu: true });
+    if (other) {
+        const { webgpu } = await runAll(other, onGpu);
+        if (webgpu) cells.webgpu = webgpu;
+    } else if (onGpu.length) {
+        report('skip', `${name} with WebGPU: ${reason}`);
     }
+    results[name] = { version: browser.version, cells };
 }
 await isolated.close();
 await plain.close();

@@ -97,7 +97,8 @@ export class Engine {
     }
 
     #planLines(parts, more) {
-        const lines = this.wasm.lines('dibit_plan_text', this.o.device, parts, this.#request(more));
+        const device = this.o.device + (this.wasm.gpu ? 'webgpu=true\n' : ''); // the page's probe may have been late
+        const lines = this.wasm.lines('dibit_plan_text', device, parts, this.#request(more));
         return lines.map(([key, value, reason]) => ({ key, value, reason }));
     }
 
@@ -115,7 +116,6 @@ export class Engine {
         this.settings = { n_ctx: number('n_ctx'), cache_type_k: get('cache_type_k').value,
             cache_type_v: get('cache_type_v').value };
         this.path.threads = Math.min(this.path.threads, number('n_threads'));
-        this.repack = get('repack').value !== 'off';
         this.sleep_ms = number('sleep_ms');
         if (parts[0].size !== undefined) return {};
         return { file: Number(this.wasm.lines('dibit_peek', parts, '').find(([key]) => key === 'file')[1]) };

@@ -206,7 +206,9 @@ export class Gpu {
     #compile(label, code, constants) {
         const { device } = this, kernel = { label, pipeline: null };
         let module = this.#modules.get(code);
+        device.pushErrorScope('validation'); // what is wrong with the text is heard below
         if (!module) this.#modules.set(code, module = device.createShaderModule({ label, code }));
+        device.popErrorScope().catch(() => {});
         const made = device.createComputePipelineAsync({ label, layout: 'auto', compute: { module, entryPoint: 'main', constants } });
         this.#pending.push(made.then(pipeline => { kernel.pipeline = pipeline; }, async e => {
             const said = await module.getCompilationInfo().catch(() => null);
@@ -274,8 +276,13 @@ export class Gpu {
 
     #readReady(p, w) {
         if (!this.#read.done) return 0;
-        w.bytes.set(new Uint8Array(this.#staging.getMappedRange(0, this.#read.n)), p);
-        this.#staging.unmap();
+        try {
+            w.bytes.set(new Uint8Array(this.#staging.getMappedRange(0, this.#read.n)), p);
+            this.#staging.unmap();
+        } catch (e) { // the device went in between
+            this.lose(e.message);
+            return -1;
+        }
         this.#read = null;
         return 1;
     }

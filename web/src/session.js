@@ -100,9 +100,16 @@ export class Session {
         const bytes = encoder.encode(text);
         return w.scoped(put => {
             const p = put(bytes.length ? bytes : new Uint8Array(1));
-            const cap = bytes.length + 8; // no token has fewer than one byte; BOS and the like
-            const ids = put(new Uint8Array(4 * cap));
-            const n = w.ok(w.x.dibit_tokenize(ptr, p, bytes.length, flags, ids, cap, w.err));
+            let cap = bytes.length + 8, ids, n;
+            const encode = () => {
+                ids = put(new Uint8Array(4 * cap));
+                n = w.ok(w.x.dibit_tokenize(ptr, p, bytes.length, flags, ids, cap, w.err));
+            };
+            encode();
+            if (n > cap) { // spaces without a token of their own become three
+                cap = n;
+                encode();
+            }
             return fn(ids, n);
         });
     }

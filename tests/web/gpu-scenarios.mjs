@@ -1,0 +1,124 @@
+// gpu-scenarios.mjs - the package on WebGPU, in browsers where it is switched on: SwiftShader in Chromium, lavapipe in
+// Firefox. Most use a model of a million random weights, since SwiftShader takes a second for a token of the repository's.
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { writeTiny } from './tiny.mjs';
+
+const LEVEL = { level: 'Enhanced', note: 'switched on for the test; software adapters (SwiftShader, lavapipe) alone' };
+const F16 = { cache_type_k: 'f16', cache_type_v: 'f16', store: 'memory', n_threads: 1 };
+
+/** The url of a tiny model of this type; made once. */
+function tiny({ work, isolated, program }, type) {
+    const [base, file] = ['f32', type].map(t => join(work, `tiny-${t}.gguf`));
+    if (!existsSync(base)) writeTiny(base);
+    if (!existsSync(file)) execFileSync(program, ['quantize', '-m', base, '-o', file, '--type', type], { stdio: 'ignore' });
+    return `${isolated.url}/work/tiny-${type}.gguf`;
+}
+
+/** Runs on the GPU and in WebAssembly: both results. */
+async function both(page, options) {
+    const gpu = await page.call('gpu', { ...F16, ...options });
+    const cpu = await page.call('gpu', { ...F16, ...options, fault: undefined, backend: 'wasm' });
+    return { gpu, cpu };
+}
+
+function onGpu({ path, warnings }, what) {
+    assert.equal(path.backend, 'webgpu', `${what}: ${JSON.stringify(warnings)}`);
+    assert.ok(path.check.kld < 1e-3 && path.check.other <= 1, `${what}: ${JSON.stringify(path.check)}`);
+}
+
+export const GPU = [
+    {
+        name: 'WebGPU: every type and cache', feature: 'webgpu', limit: 500, browsers: ['chromium', 'firefox'],
+        async run(context) {
+            const page = await context.open(context.isolated), seen = [];
+            const cases = [['f32', 'f16'], ['q8', 'q8'], ['q4', 'f16'], ['s2', 'k2'], ['s3', 'k3'], ['t2', 'q8'], ['t3', 'f16']];
+            for (const [type, cache] of cases) {
+                const model = tiny(context, type), options = { model, n: 12, n_ctx: 128, cache_type_k: cache, cache_type_v: cache };
+                const { gpu, cpu } = await both(page, options);
+                onGpu(gpu, `${type}, ${cache}`);
+                assert.equal(gpu.path.isa, 'webgpu');
+                assert.equal(cpu.path.backend, 'wasm');
+                if (type === 'f32') assert.deepEqual(gpu.ids, cpu.ids);
+                const same = gpu.ids.findIndex((id, i) => id !== cpu.ids[i]);
+                seen.push(`${type}/${cache} ${gpu.path.check.kld.toExponential(0)}${same < 0 ? '' : ` (token ${same} another)`}`);
+            }
+            return { text: `KLD at load ${seen.join(', ')}`, ...LEVEL };
+        },
+    },
+    {
+        name: 'WebGPU: the repository\'s model', feature: 'webgpu', limit: 500, browsers: ['chromium', 'firefox'],
+        async run({ open, isolated, native, model, browser }) {
+            const n = browser.name === 'firefox' ? 64 : 4; // SwiftShader is ten times slower
+            const r = await (await open(isolated)).call('gpu', { ...F16, model: model(isolated), n, n_ctx: 128 });
+            onGpu(r, 'dibit-34m');
+            assert.deepEqual(r.ids, native.f16.slice(0, n), 'other tokens than the native program');
+            assert.ok(r.gap < 1000, `the page stood still for ${r.gap.toFixed(0)} ms`);
+            return { text: `${n} tokens as native, ${JSON.stringify(r.path.check)}, longest gap of a 5 ms timer ${r.gap.toFixed(0)} ms`, ...LEVEL };
+        },
+    },
+    {
+        name: 'WebGPU: the device is lost', limit: 900, browsers: ['chromium', 'firefox'],
+        async run(context) {
+            const page = await context.open(context.isolated), model = tiny(context, 'f32'), options = { ...F16, model, n: 24, n_ctx: 128 };
+            const { ids } = await page.call('gpu', { ...options, backend: 'wasm' });
+            const points = ['createBuffer:1', 'createBuffer:30', 'writeBuffer:1', 'writeBuffer:20', 'createComputePipelineAsync:1',
+                'createComputePipelineAsync:9', 'createBindGroup:1', 'createBindGroup:30', 'submit:2', 'submit:5', 'submit:20', 'submit:33',
+                'submit:34', 'submit:41', 'submit:50', 'mapAsync:3', 'mapAsync:33', 'mapAsync:40', 'getMappedRange:34', 'mapAsync:36:99',
+                'createCommandEncoder:45'];
+            const ends = { webgpu: 0, wasm: 0 };
+            for (const lose of points) {
+                const r = await page.call('gpu', { ...options, fault: `lose=${lose}` });
+                assert.deepEqual(r.ids, ids, `lost at ${lose}: another text`);
+                assert.ok(r.warnings.length, `lost at ${lose}: nobody was told`);
+                ends[r.path.backend]++;
+            }
+            assert.ok(ends.webgpu >= 5 && ends.wasm >= 1, JSON.stringify(ends));
+            const gone = await page.call('gpu', { ...options, fault: 'lose=submit:40&adapters=1' });
+            assert.deepEqual([gone.ids, gone.path.backend], [ids, 'wasm'], 'no second adapter');
+            return { text: `${points.length + 1} points, the same text; ${ends.webgpu} went on with another device, the others in WebAssembly` };
+        },
+    },
+    {
+        name: 'WebGPU: kernels and memory that fail', limit: 400, browsers: ['chromium', 'firefox'],
+        async run(context) {
+            const page = await context.open(context.isolated), model = tiny(context, 'q8'), options = { ...F16, model, n: 12, n_ctx: 128 };
+            const { ids } = await page.call('gpu', { ...options, backend: 'wasm' });
+            const variant = await page.call('gpu', { ...options, fault: 'replace=dot4I8Packed(&with=no_such_function(' });
+            onGpu(variant, 'a variant that does not compile');
+            assert.equal(variant.path.adapter.floor, true);
+            assert.match(variant.warnings[0].message, /kernel/);
+            const broken = await page.call('gpu', { ...options, fault: 'replace=workgroupBarrier()&with=no_such_function()' });
+            assert.deepEqual([broken.ids, broken.path.backend], [ids, 'wasm'], 'a kernel that never compiles');
+            const wrong = await page.call('gpu', { ...options, fault: 'replace=return dot4I8Packed(a,b);&with=return -dot4I8Packed(a,b);' });
+            assert.deepEqual([wrong.ids, wrong.path.backend], [ids, 'wasm'], 'a kernel that computes something else');
+            assert.match(wrong.warnings[0].message, /something else than the CPU/);
+            const full = await page.call('gpu', { ...options, fault: 'full=20' });
+            assert.deepEqual([full.ids, full.path.backend], [ids, 'wasm'], 'no memory');
+            assert.match(full.warnings[0].message, /no GPU memory/);
+            const cache = await page.call('gpu', { ...options, cache_type_k: 'q4', cache_type_v: 'q4' });
+            assert.equal(cache.path.backend, 'wasm', 'a cache that the GPU has not');
+            return { text: 'the variant alone is left; else WebAssembly, and it is said' };
+        },
+    },
+    {
+        name: 'WebGPU: auto, abort, clone', limit: 400, browsers: ['chromium', 'firefox'],
+        async run(context) {
+            const page = await context.open(context.isolated), model = tiny(context, 'f32'), options = { ...F16, model, n: 12, n_ctx: 128 };
+            const { ids } = await page.call('gpu', { ...options, backend: 'wasm' });
+            const auto = await page.call('gpu', { ...options, backend: 'auto' });
+            assert.deepEqual([auto.ids, auto.path.backend], [ids, 'wasm'], 'auto takes a software adapter');
+            assert.match(auto.warnings[0].message, /software/);
+            const r = await page.call('gpuAbort', { ...F16, model, n_ctx: 512 });
+            assert.deepEqual(r.types, ['aborted']);
+            const middle = [...r.ms].sort((a, b) => a - b)[r.ms.length >> 1];
+            assert.ok(middle <= 100, `abort took ${middle.toFixed(0)} ms`);
+            assert.deepEqual(r.after, r.before);
+            assert.deepEqual(r.clones, [r.before, r.before], 'two sessions at once');
+            assert.equal(r.path.backend, 'webgpu');
+            return { text: `abort in ${middle.toFixed(1)} ms` };
+        },
+    },
+];
