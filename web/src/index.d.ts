@@ -48,6 +48,10 @@ export interface EngineOptions {
     model: Source | ReadableStream<Uint8Array> | Source[];
     onProgress?: (progress: Progress) => void;
     signal?: AbortSignal;
+    /**
+     * 'wasm' (when left out); 'webgpu': the GPU, a software one too; 'auto': a GPU that is found faster.
+     * Where the GPU is not there or fails WebAssembly is used: `path` and `warnings` say so.
+     */
     backend?: 'auto' | 'wasm' | 'webgpu';
     /** Positions of the context. What is left out here and below, the plan chooses for the device. */
     n_ctx?: number;
