@@ -76,7 +76,10 @@ longrun mutants:
 	build/test_$@ $(if $(filter longrun,$@),$(MODEL) 30000 4096 k2 k2,100000)
 
 wasm: ; @tools/deps.sh build wasm && tools/wasm.sh build/web -j $(JOBS)
-web: ; @tools/deps.sh build wasm && tools/web.sh build/web -j $(JOBS)
+web:
+	@tools/deps.sh build wasm
+	@tools/deps.sh web || echo "going on without esbuild"
+	@tools/web.sh build/web -j $(JOBS)
 # The page on 127.0.0.1 with COOP/COEP (PORT=8080); ISOLATION=no leaves them out, =credentialless eases COEP.
 PORT ?= 8080
 web-serve: web
@@ -85,7 +88,7 @@ web-serve: web
 test-web: program web
 	@tools/deps.sh browsers || echo "going on with the browsers that are here"
 	@tests/web/run.sh build
-deps: ; @tools/deps.sh build test lint fuzz neon wasm browsers gpu
+deps: ; @tools/deps.sh build test lint fuzz neon wasm web browsers gpu
 
 install: program
 	$(call build,build)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# deps.sh - installs what is missing for a group of work: build, test, lint, fuzz, neon, wasm, browsers, gpu.
+# deps.sh - installs what is missing for a group of work: build, test, lint, fuzz, neon, wasm, web, browsers, gpu.
 # Looks for the tool or header itself and not for the package, so it does nothing, quickly, where all is there.
 # usage: deps.sh GROUP...
 set -eu
@@ -57,6 +57,10 @@ for group in "$@"; do
         want cmd:wasm-ld-22 lld-22
         want cmd:node nodejs
         ;;
+    web) # what makes the package's JavaScript small
+        want cmd:npm npm
+        packages="$packages esbuild@0.28.2"
+        ;;
     browsers)
         want cmd:node nodejs
         want cmd:npm npm
@@ -68,7 +72,7 @@ for group in "$@"; do
     gpu) # tests of the GPU side: a WebGPU library, a checker of kernels, the Vulkan loader
         want cmd:npm npm
         want so:libvulkan.so.1 libvulkan1
-        packages="bun-webgpu-linux-x64@0.1.7 webgpu@0.6.2 web-naga@1.0.1"
+        packages="$packages bun-webgpu-linux-x64@0.1.7 webgpu@0.6.2 web-naga@1.0.1"
         ;;
     *) echo "deps.sh: no group $group" >&2 && exit 2 ;;
     esac
