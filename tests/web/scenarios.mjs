@@ -333,9 +333,12 @@ export const SCENARIOS = [
         async run({ open, isolated, model }) {
             const page = await open(isolated), said = [];
             for (const options of [{ n_ctx: 512, cache_type_k: 'f16', cache_type_v: 'f16' }, { n_ctx: 4096, cache_type_k: 'k2', cache_type_v: 'k2' }, { n_ctx: 4096, cache_type_k: 'f16', cache_type_v: 'f16' }]) {
-                await page.call('forget');
-                const { heap, n, memory } = await page.call('peak', { options: { model: `${model(isolated)}?slow=16000000`, n_threads: 1, ...options } });
-                const most = memory.peak + heap, limit = SIZE + memory.kv + 16e6;
+                let seen;
+                for (let tries = 0; tries < 4 && !(seen?.n > 3); tries++) {
+                    await page.call('forget');
+                    seen = await page.call('peak', { options: { model: `${model(isolated)}?slow=16000000`, n_threads: 1, ...options } });
+                }
+                const { heap, n, memory } = seen, most = memory.peak + heap, limit = SIZE + memory.kv + 16e6;
                 assert.ok(n > 3, 'the heap was not looked at');
                 assert.ok(most <= limit, `${mb(most)} (engine ${mb(memory.peak)}, JavaScript ${mb(heap)}), more than file + KV + 16 MB = ${mb(limit)}`);
                 said.push(`${mb(most)} of ${mb(limit)}`);

@@ -5,6 +5,7 @@
 import { asDibitError } from './errors.js';
 
 export const CHUNK = 1 << 20;
+const PATIENCE_MS = 15000;
 const FOLDER = 'dibit';
 
 const encoder = new TextEncoder(), decoder = new TextDecoder();
@@ -135,6 +136,15 @@ export async function openStore(kind) {
 
 const hex = buffer => Array.from(new Uint8Array(buffer), b => b.toString(16).padStart(2, '0')).join('');
 
+/** What a store answers. One that does not (Chromium's own files have been seen to) counts as broken. */
+function answer(promise) {
+    let timer;
+    const late = new Promise((_, reject) => {
+        timer = setTimeout(() => reject(new Error('the store does not answer')), PATIENCE_MS);
+    });
+    return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}
+
 /** Of a chunk; '' where the page is not a secure context and there is no such function. */
 async function digest(bytes) {
     const subtle = globalThis.crypto?.subtle;
@@ -172,7 +182,7 @@ export class Kept {
         this.hashes = [];
         this.complete = false;
         try {
-            const m = JSON.parse(decoder.decode(await this.store.get(`${this.name}/manifest`) ?? new Uint8Array()));
+            const m = JSON.parse(decoder.decode(await answer(this.store.get(`${this.name}/manifest`)) ?? new Uint8Array()));
             if (m.version !== 1 || m.url !== this.url || m.chunk !== CHUNK || !(m.size > 0) || !Array.isArray(m.hashes)) return;
             this.labels = { etag: m.etag, modified: m.modified, size: m.size };
             this.hashes = m.hashes;
@@ -187,7 +197,7 @@ export class Kept {
 
     /** Chunk i into place; false: it is not what was written. */
     async read(i, into) {
-        const key = `${this.name}/${i}`, got = await this.store.get(key, into);
+        const key = `${this.name}/${i}`, got = await answer(this.store.get(key, into));
         if (!got || got.length !== into.length) return false;
         if (got !== into) into.set(got);
         return await digest(into) === this.hashes[i];
@@ -200,7 +210,7 @@ export class Kept {
         try {
             // Not every store can take memory that threads share.
             const own = this.store instanceof OpfsStore || bytes.buffer instanceof ArrayBuffer;
-            await this.store.set(`${this.name}/${i}`, own ? bytes : bytes.slice());
+            await answer(this.store.set(`${this.name}/${i}`, own ? bytes : bytes.slice()));
             this.hashes[i] = await digest(bytes);
             if (++this.#dirty >= 8) await this.save();
         } catch (e) {
@@ -214,7 +224,7 @@ export class Kept {
         this.#dirty = 0;
         const manifest = { version: 1, url: this.url, ...this.labels, chunk: CHUNK, hashes: this.hashes, complete };
         try {
-            await this.store.set(`${this.name}/manifest`, encoder.encode(JSON.stringify(manifest)));
+            await answer(this.store.set(`${this.name}/manifest`, encoder.encode(JSON.stringify(manifest))));
         } catch (e) {
             await this.#leave(e);
         }
@@ -231,8 +241,8 @@ export class Kept {
         this.hashes = [];
         this.complete = false;
         try {
-            await this.store?.delete(`${this.name}/manifest`);
-            for (let i = 0; i < chunks; i++) await this.store?.delete(`${this.name}/${i}`);
+            await answer(this.store?.delete(`${this.name}/manifest`));
+            for (let i = 0; i < chunks; i++) await answer(this.store?.delete(`${this.name}/${i}`));
         } catch { /* without a manifest it is never believed, and it is overwritten */ }
     }
 
