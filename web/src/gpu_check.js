@@ -94,7 +94,8 @@ async function pace(w, signal, ptr) {
 
 /**
  * Why the next best module is preferred to the GPU, or ''. Here the CPU is one thread without relaxed
- * SIMD; what the other module has more is counted as it was measured (docs/performance.md).
+ * SIMD; what the other module has more is estimated: 1.6 times for relaxed SIMD, 0.7 for each further
+ * thread, near what docs/performance.md has of one machine.
  */
 export function tooSlow(engine, next, signal) {
     const w = engine.wasm, gain = (next.needs.includes('wasm_relaxed') ? 1.6 : 1) * (1 + 0.7 * (next.threads - 1));
