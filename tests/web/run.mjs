@@ -44,6 +44,8 @@ const isolated = await serve({ isolate: true, mounts: { '/work/': work } });
 const plain = await serve({ isolate: false, mounts: { '/work/': work } });
 const results = {}; // browser -> { version, cells: { feature: { level, source, note } } }
 
+const TRIES = 3;
+
 /** A scenario that hangs is a scenario that fails. */
 function inTime(work, limit = 90) {
     let timer;
@@ -51,7 +53,9 @@ function inTime(work, limit = 90) {
     return Promise.race([work, late]).finally(() => clearTimeout(timer));
 }
 
-async function runScenario(scenario, context) {
+/** One try; true: it has ended. What other work on the machine, or a browser's bad day, brought about does not
+ * come three times in a row; each try that failed is told. */
+async function runScenario(scenario, context, last) {
     const name = `${context.browser.name}: ${scenario.name}`;
     const begun = Date.now();
     const skip = reason => { throw Object.assign(new Error(reason), { skip: true }); };
@@ -65,10 +69,15 @@ async function runScenario(scenario, context) {
         report('ok', `${name}${text && `: ${text}`} (${((Date.now() - begun) / 1000).toFixed(1)} s)`);
         if (level) mark({ level, source, note });
     } catch (error) {
+        if (!error.skip && !last) {
+            console.log(`     ${name}: ${error.message.split('\n')[0]}; once more`);
+            return false;
+        }
         report(error.skip ? 'skip' : 'FAIL', `${name}: ${error.message}`);
         if (!error.skip && process.env.VERBOSE) console.log(error.stack);
         mark({ level: 'No', source: 'measured', note: error.message.split('\n')[0] });
     }
+    return true;
 }
 
 /** All scenarios of a list in this browser; what they say about its features. */
@@ -81,9 +90,12 @@ async function runAll(browser, scenarios) {
     };
     try {
         for (const scenario of scenarios) {
-            await runScenario(scenario, { browser, cells, isolated, plain, open, native, prompt: PROMPT, program,
-                model: server => `${server.url}/${MODEL}`, work, tools, top });
-            for (const page of pages.splice(0)) await page.close().catch(() => {});
+            const context = { browser, cells, isolated, plain, open, native, prompt: PROMPT, program,
+                model: server => `${server.url}/${MODEL}`, work, tools, top };
+            for (let n = 1, ended = false; n <= TRIES && !ended; n++) {
+                ended = await runScenario(scenario, context, n === TRIES);
+                for (const page of pages.splice(0)) await page.close().catch(() => {});
+            }
         }
         return cells;
     } finally {
