@@ -156,12 +156,12 @@ export const SCENARIOS = [
         name: 'the page stays awake', feature: 'abort',
         async run({ open, isolated, model }) {
             const page = await open(isolated);
-            let r = { turns: 0 };
+            let r = { longest: Infinity };
             // other work on the machine stops a page too: the best of three
-            for (let i = 0; i < 3 && r.turns < 10; i++)
+            for (let i = 0; i < 3 && r.longest > 250; i++)
                 r = await page.call('freeze', { options: { model: model(isolated), n_threads: 1, ...SMALL } });
-            assert.ok(r.turns >= 10, `a timer of the page had ${r.turns} turns, the longest gap was ${r.longest.toFixed(0)} ms`);
-            return { text: `${r.turns} turns of a 5 ms timer, longest gap ${r.longest.toFixed(0)} ms`, level: 'Full' };
+            assert.ok(r.turns > 0 && r.longest <= 1000, `the page stood still for ${r.longest.toFixed(0)} ms`);
+            return { text: `${r.turns} messages to itself, longest gap ${r.longest.toFixed(0)} ms`, level: r.longest <= 250 ? 'Full' : 'Partial' };
         },
     },
     {
