@@ -289,23 +289,7 @@ INLINE void accum(float *acc, size_t ldacc, const float *factor, const float *s,
     }
 }
 
-static void score_k2 SCORE_KV_ARGS {
-    (void)q_sum;
-    score(s, lds, q, ldq, q_scale, n_q, blocks, n_pos, d, 2);
-}
-
-static void score_k3 SCORE_KV_ARGS {
-    (void)q_sum;
-    score(s, lds, q, ldq, q_scale, n_q, blocks, n_pos, d, 3);
-}
-
-static void accum_k2 ACCUM_KV_ARGS {
-    accum(acc, ldacc, factor, s, lds, n_q, blocks, n_pos, d, 2);
-}
-
-static void accum_k3 ACCUM_KV_ARGS {
-    accum(acc, ldacc, factor, s, lds, n_q, blocks, n_pos, d, 3);
-}
+#include "kv_records.inc"
 
 /* ---- q4 rows: docs/FORMAT.md ---- */
 

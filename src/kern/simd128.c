@@ -97,27 +97,16 @@ INLINE v128_t plus_times(v128_t acc, v128_t scale, v128_t sum) {
     return wasm_f32x4_add(acc, wasm_f32x4_mul(scale, wasm_f32x4_convert_i32x4(sum)));
 }
 
-/* Sums of 16 activations fit 16 bits, and so the minima are one product of pairs. */
 INLINE void group_kq(v128_t *acc, const int n, const uint8_t *p, const Quads *x, size_t ld,
                      const int32_t *sum, const float *scale) {
     const KqGroup *g = (const KqGroup *)p;
     for (int j = 0; j < 4; j++) {
-        v128_t s0[TILE], s1[TILE], sc = wasm_v128_load(g->sc[4 * j]),
-                                   mn = wasm_v128_load(g->mn[4 * j]);
-        v128_t sc0 = wasm_i32x4_shr(wasm_i32x4_shl(sc, 16), 16), sc1 = wasm_i32x4_shr(sc, 16);
+        v128_t s0[TILE], s1[TILE];
         dots(KQ, s0, n, p, j, 0, 4, x);
         dots(KQ, s1, n, p, j, 4, 8, x);
         for (int t = 0; t < n; t++) {
-            const int32_t *a = sum + (size_t)t * (ld / 16);
-            v128_t by = wasm_f32x4_splat(scale[(size_t)t * (ld / 32)]);
-            v128_t both = wasm_i32x4_splat((int32_t)((uint32_t)a[1] << 16 | (uint16_t)a[0]));
-            v128_t s = wasm_i32x4_add(wasm_i32x4_mul(s0[t], sc0), wasm_i32x4_mul(s1[t], sc1));
-            v128_t m = wasm_i32x4_dot_i16x8(mn, both);
-            v128_t f = wasm_f32x4_mul(wasm_f32x4_mul(wasm_v128_load(g->d + 4 * j), by),
-                                      wasm_f32x4_convert_i32x4(s));
-            v128_t e = wasm_f32x4_mul(wasm_f32x4_mul(wasm_v128_load(g->dm + 4 * j), by),
-                                      wasm_f32x4_convert_i32x4(m));
-            acc[4 * t + j] = wasm_f32x4_add(acc[4 * t + j], wasm_f32x4_sub(f, e));
+            size_t at = (size_t)t * (ld / 32);
+            acc[4 * t + j] = kq_add(acc[4 * t + j], g, j, s0[t], s1[t], sum + 2 * at, scale[at]);
         }
     }
 }

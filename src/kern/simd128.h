@@ -4,6 +4,8 @@
 #include <stdint.h>
 #include <wasm_simd128.h>
 
+#include "codec.h"
+
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("unroll")
 
@@ -46,6 +48,24 @@ INLINE int32_t sum_i32(v128_t s) {
     s = wasm_i32x4_add(s, wasm_i32x4_shuffle(s, s, 1, 0, 3, 2));
     return wasm_i32x4_extract_lane(s, 0);
 }
+/* acc plus rows 4j..+3 of a K-quant group, s0 and s1 being their dots with its two halves of an
+ * input whose sums are sum[0] and sum[1]. Sums of 16 activations fit 16 bits, and so the minima are
+ * one product of pairs. */
+INLINE v128_t kq_add(v128_t acc, const KqGroup *g, int j, v128_t s0, v128_t s1, const int32_t *sum,
+                     float scale) {
+    v128_t sc = wasm_v128_load(g->sc[4 * j]), mn = wasm_v128_load(g->mn[4 * j]);
+    v128_t sc0 = wasm_i32x4_shr(wasm_i32x4_shl(sc, 16), 16), sc1 = wasm_i32x4_shr(sc, 16);
+    v128_t by = wasm_f32x4_splat(scale);
+    v128_t both = wasm_i32x4_splat((int32_t)((uint32_t)sum[1] << 16 | (uint16_t)sum[0]));
+    v128_t s = wasm_i32x4_add(wasm_i32x4_mul(s0, sc0), wasm_i32x4_mul(s1, sc1));
+    v128_t m = wasm_i32x4_dot_i16x8(mn, both);
+    v128_t f = wasm_f32x4_mul(wasm_f32x4_mul(wasm_v128_load(g->d + 4 * j), by),
+                              wasm_f32x4_convert_i32x4(s));
+    v128_t e = wasm_f32x4_mul(wasm_f32x4_mul(wasm_v128_load(g->dm + 4 * j), by),
+                              wasm_f32x4_convert_i32x4(m));
+    return wasm_f32x4_add(acc, wasm_f32x4_sub(f, e));
+}
+
 #ifdef __wasm_relaxed_simd__
 /* x86 before AVX-VNNI has no byte dot into 32 bits, but one into 16 that takes a single
  * instruction; other machines are the other way round. Where the one into 32 is made of that into
