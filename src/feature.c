@@ -115,39 +115,25 @@ int features_time(Features *f, const char *name, double ms, DibitError *err) {
 
 /* ---- text ---- */
 
-typedef struct Out {
-    char *to;
-    size_t cap, n;
-} Out;
-
-static void put(Out *o, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-static void put(Out *o, const char *fmt, ...) {
-    va_list ap;
-    size_t left = o->n < o->cap ? o->cap - o->n : 0;
-    va_start(ap, fmt);
-    o->n += (size_t)vsnprintf(left ? o->to + o->n : NULL, left, fmt, ap);
-    va_end(ap);
-}
-
 size_t features_disabled(const Features *f, char *out, size_t cap) {
-    Out o = { out, cap, 0 };
+    TextOut o = { out, cap, 0 };
     if (cap) out[0] = 0;
     for (int i = 0; i < f->n_features; i++)
-        if (!f->feature[i].enabled) put(&o, "%s%s", o.n ? "," : "", f->feature[i].name);
+        if (!f->feature[i].enabled) text_put(&o, "%s%s", o.n ? "," : "", f->feature[i].name);
     return o.n;
 }
 
-static void put_state(Out *o, const Features *f) {
-    put(o, HEAD "stamp=%s\n", f->stamp);
+static void put_state(TextOut *o, const Features *f) {
+    text_put(o, HEAD "stamp=%s\n", f->stamp);
     for (int i = 0; i < f->n_features; i++) {
         const FeatureState *s = &f->feature[i];
-        put(o, "feature=%s %s %lld %lld\n", s->name, s->enabled ? "on" : "off",
-            (long long)s->attempts, (long long)s->failures);
+        text_put(o, "feature=%s %s %lld %lld\n", s->name, s->enabled ? "on" : "off",
+                 (long long)s->attempts, (long long)s->failures);
     }
     for (int i = 0; i < f->n_ops; i++) {
-        put(o, "time=%s", f->op[i].name);
-        for (int k = 0; k < f->op[i].n; k++) put(o, " %.6g", f->op[i].ms[k]);
-        put(o, "\n");
+        text_put(o, "time=%s", f->op[i].name);
+        for (int k = 0; k < f->op[i].n; k++) text_put(o, " %.6g", f->op[i].ms[k]);
+        text_put(o, "\n");
     }
 }
 
@@ -157,12 +143,12 @@ enum {
 
 size_t features_text(const Features *f, char *out, size_t cap) {
     char *text = mem_alloc(NULL, STATE_BYTES);
-    Out o = { text, STATE_BYTES, 0 };
+    TextOut o = { text, STATE_BYTES, 0 };
     if (cap) out[0] = 0;
     if (!text) return 0;
     put_state(&o, f);
     uint64_t sum = hash64(0, text, o.n);
-    put(&o, SUM "%08x%08x\n", (unsigned)(sum >> 32), (unsigned)sum);
+    text_put(&o, SUM "%08x%08x\n", (unsigned)(sum >> 32), (unsigned)sum);
     if (cap) memcpy(out, text, MIN(o.n, cap - 1));
     if (cap) out[MIN(o.n, cap - 1)] = 0;
     mem_free(NULL, text);

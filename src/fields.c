@@ -3,6 +3,7 @@
 #include "fields.h"
 
 #include <math.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -229,4 +230,12 @@ size_t fields_write(const Field *t, int n, const void *from, char *out, size_t c
                                t[i].name, value);
     }
     return at;
+}
+
+void text_put(TextOut *o, const char *fmt, ...) {
+    va_list ap;
+    size_t left = o->n < o->cap ? o->cap - o->n : 0;
+    va_start(ap, fmt);
+    o->n += (size_t)vsnprintf(left ? o->to + o->n : NULL, left, fmt, ap);
+    va_end(ap);
 }

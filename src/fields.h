@@ -32,6 +32,13 @@ bool fields_value(const Field *f, const void *from, char *buf, size_t cap);
 /* Lines for all fields that are known, terminated when cap > 0. Returns the full length. */
 size_t fields_write(const Field *t, int n, const void *from, char *out, size_t cap);
 
+/* A text that grows: what does not fit is left out, n counts it all the same. */
+typedef struct TextOut {
+    char *to;
+    size_t cap, n; /* to[n] is its end while n < cap */
+} TextOut;
+void text_put(TextOut *o, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
 /* Walks lines "key=value" without the blanks around both: false at the end. A line without '=' has
  * a value of NULL. */
 typedef struct FieldLine {

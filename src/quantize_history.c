@@ -1,33 +1,15 @@
 /* quantize_history.c - what quantize_file() wrote into a file about itself, for people. */
-#include <stdarg.h>
-#include <stdio.h>
-
+#include "fields.h"
 #include "gguf.h"
 #include "quantize.h"
 
-typedef struct Text {
-    char *buf;
-    size_t cap, n;
-} Text;
-
-static void add(Text *t, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-
-static void add(Text *t, const char *fmt, ...) {
-    va_list ap;
-    if (t->n >= t->cap) return;
-    va_start(ap, fmt);
-    int n = vsnprintf(t->buf + t->n, t->cap - t->n, fmt, ap);
-    va_end(ap);
-    t->n += (size_t)MAX(n, 0);
-}
-
 /* "131072 tokens of text 0123456789abcdef" after `what`. */
-static void add_text(Text *t, const Gguf *g, const char *what, const char *tokens_key,
+static void add_text(TextOut *t, const Gguf *g, const char *what, const char *tokens_key,
                      const char *hash_key) {
     uint64_t tokens, hash;
     if (!gguf_get_u64(g, tokens_key, &tokens) || !gguf_get_u64(g, hash_key, &hash)) return;
-    add(t, "%s    %llu tokens of text %016llx\n", what, (unsigned long long)tokens,
-        (unsigned long long)hash);
+    text_put(t, "%s    %llu tokens of text %016llx\n", what, (unsigned long long)tokens,
+             (unsigned long long)hash);
 }
 
 static void put_measure(GgufWriter *w, const void *user) {
@@ -45,14 +27,15 @@ int quantize_record(const char *path, const QuantizeMeasure *measure, DibitError
     return gguf_rewrite(path, put_measure, measure, err);
 }
 
-static void add_measure(Text *t, const Gguf *g) {
+static void add_measure(TextOut *t, const Gguf *g) {
     double kld, se, ratio, agreement;
     if (!gguf_get_f64(g, "dibit.quantize.kld", &kld) ||
         !gguf_get_f64(g, "dibit.quantize.kld_se", &se) ||
         !gguf_get_f64(g, "dibit.quantize.ppl_ratio", &ratio) ||
         !gguf_get_f64(g, "dibit.quantize.top1_agreement", &agreement))
         return;
-    add(t,
+    text_put(
+        t,
         "  measured     KLD %.4f ± %.4f, perplexity %.4f times, same first choice %.1f %%, against "
         "its source\n",
         kld, se, ratio, 100 * agreement);
@@ -60,7 +43,7 @@ static void add_measure(Text *t, const Gguf *g) {
 }
 
 int quantize_history(const char *path, char *buf, size_t cap, DibitError *err) {
-    Text t = { buf, cap, 0 };
+    TextOut t = { buf, cap, 0 };
     GgufString type = { "", 0 }, embedding = { "", 0 }, version = { "", 0 };
     uint64_t seed = 0, hash;
     Gguf *g;
@@ -71,19 +54,19 @@ int quantize_history(const char *path, char *buf, size_t cap, DibitError *err) {
         gguf_get_string(g, "dibit.quantize.embedding_type", &embedding);
         gguf_get_string(g, "dibit.version", &version);
         gguf_get_u64(g, "dibit.quantize.seed", &seed);
-        add(&t, "quantized      %.*s, embedding %.*s, seed %llu, by dibit %.*s\n", (int)type.n,
-            type.s, (int)embedding.n, embedding.s, (unsigned long long)seed, (int)version.n,
-            version.s);
+        text_put(&t, "quantized      %.*s, embedding %.*s, seed %llu, by dibit %.*s\n", (int)type.n,
+                 type.s, (int)embedding.n, embedding.s, (unsigned long long)seed, (int)version.n,
+                 version.s);
         const GgufValue *rules = gguf_get(g, "dibit.quantize.rules");
         size_t cursor = 0;
         for (uint64_t i = 0; rules && rules->item == GGUF_STRING && i < rules->n; i++) {
             GgufString s = gguf_next_string(rules, &cursor);
-            add(&t, "  where        %.*s\n", (int)s.n, s.s);
+            text_put(&t, "  where        %.*s\n", (int)s.n, s.s);
         }
         add_text(&t, g, "  calibration", "dibit.quantize.calibration_tokens",
                  "dibit.quantize.calibration_text_hash");
         if (gguf_get_u64(g, "dibit.quantize.calibration_hash", &hash))
-            add(&t, "  its file     %016llx\n", (unsigned long long)hash);
+            text_put(&t, "  its file     %016llx\n", (unsigned long long)hash);
         add_text(&t, g, "  recovery   ", "dibit.quantize.recover_tokens",
                  "dibit.quantize.recover_text_hash");
         add_measure(&t, g);
