@@ -163,6 +163,26 @@ export const DEMO = [
         },
     },
     {
+        name: 'the page is told to begin while it loads by itself', browsers: ['chromium'],
+        async run({ open, isolated }) {
+            const page = await open(isolated, '/'), keys = page.raw.keyboard;
+            await ready(page);
+            await page.evaluate(`document.getElementById('load').click()`);
+            await until(page, `${text('load')} === 'Loaded'`, 'the model');
+            // the model is in the cache now; the engine comes slowly, and anew
+            isolated.rule('/dist/dibit-', { slow: 200000, etag: 'other' });
+            await page.raw.reload();
+            await until(page, "!document.getElementById('cancel').hidden", 'the load');
+            await page.raw.bringToFront();
+            await page.evaluate("document.getElementById('prompt').focus()");
+            await keys.press('Control+Enter');
+            await keys.press('Control+Enter'); // twice is once
+            await until(page, `${text('status')}.startsWith('Done')`, 'the text');
+            assert.equal(await page.evaluate("document.querySelectorAll('#output p').length"), 1);
+            return {};
+        },
+    },
+    {
         name: 'first token from a warm cache', browsers: ['chromium'],
         async run({ open, isolated }) {
             const times = [];

@@ -16,6 +16,7 @@ let engine = null;   // what is loaded
 let settings = '';   // how it was loaded
 let mode = 'write';
 let running = null;  // the AbortController of what is going on
+let early = null;    // whether the load that the page began by itself went well, while it goes on
 let messages = [];   // of the chat
 let done = '';       // what the last work gave, in words
 const files = new Map(); // the user's own files by name
@@ -323,7 +324,8 @@ function clear() {
     $('prompt').focus();
 }
 
-function submit() {
+async function submit() {
+    if (early && !await early) return; // who is quicker than the load is not forgotten
     const prompt = $('prompt').value;
     if (!prompt.trim()) return showError('Please write something to begin with.');
     run(signal => ({ write, chat, compare })[mode](prompt, signal));
@@ -403,6 +405,9 @@ report().catch(error => say('report-short', inWords(error)));
 // What lies in the cache already needs no download: it is loaded at once.
 async function preload() {
     const state = await availability({ model: MODELS[0].url });
-    if (state === 'available' && !running && !engine) run(signal => ensure(signal));
+    if (state !== 'available' || running || engine) return;
+    early = run(signal => ensure(signal)).then(() => Boolean(engine));
+    await early;
+    early = null;
 }
 preload().catch(() => {}); // then the model is loaded when it is asked for
