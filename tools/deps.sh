@@ -4,11 +4,12 @@
 # usage: deps.sh GROUP...
 set -eu
 
-have() { # a probe: cmd:NAME, hdr:FILE or lib:FILE (known to clang)
+have() { # a probe: cmd:NAME, hdr:FILE, so:FILE, file:PATTERN ..
     case $1 in
     cmd:*) command -v "${1#cmd:}" >/dev/null ;;
     hdr:*) printf '#if !__has_include(<%s>)\n#error\n#endif\n' "${1#hdr:}" |
         ${CC:-cc} -E - >/dev/null 2>&1 ;;
+    file:*) ls ${1#file:} >/dev/null 2>&1 ;; # a pattern
     so:*) /sbin/ldconfig -p | grep -q "${1#so:}" ;;
     cxx) echo 'int main() {}' | ${CXX:-c++} -x c++ -fsyntax-only - >/dev/null 2>&1 ;;
     libfuzzer) [ -e "$(clang -print-file-name=libclang_rt.fuzzer-$(uname -m).a 2>/dev/null)" ] ;;
@@ -68,6 +69,7 @@ for group in "$@"; do
         want cmd:firefox-esr firefox-esr
         want cmd:WebKitWebDriver webkit2gtk-driver
         want cmd:xvfb-run "xvfb xauth"
+        want "file:/usr/share/vulkan/icd.d/lvp_icd*" mesa-vulkan-drivers # Firefox's adapter where there is no GPU
         ;;
     gpu) # tests of the GPU side: a WebGPU library, a checker of kernels, the Vulkan loader
         want cmd:npm npm

@@ -103,6 +103,12 @@ async function runAll(browser, scenarios) {
     }
 }
 
+/** Whether a browser that has WebGPU switched on has a device for it, too. */
+async function hasAdapter(browser) {
+    const page = await browser.open(isolated.url + '/tests/page.html');
+    return page.evaluate('(async () => Boolean(await navigator.gpu?.requestAdapter()))()').finally(() => page.close());
+}
+
 const reasons = missing();
 let ran = 0;
 for (const name of names) {
@@ -117,7 +123,10 @@ for (const name of names) {
     ran++;
     const cells = await runAll(browser, wanted([...SCENARIOS, ...POLICY, ...DEMO]));
     const onGpu = wanted(GPU), other = onGpu.length && await start({ gpu: true });
-    if (other) {
+    if (other && !await hasAdapter(other)) {
+        report('skip', `${name} with WebGPU: no adapter (in Firefox mesa-vulkan-drivers brings one)`);
+        await other.close();
+    } else if (other) {
         const { webgpu } = await runAll(other, onGpu);
         if (webgpu) cells.webgpu = webgpu;
     } else if (onGpu.length) {
