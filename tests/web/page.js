@@ -109,6 +109,9 @@ window.tests = {
         localStorage.clear(); // what failed before is not held against this attempt
         const worker = new Worker(`/tests/gpu-worker.js?${fault ?? ''}`, { type: 'module' });
         let last = performance.now(), gap = 0;
+        const tasks = []; // of more than 50 ms, where the browser tells
+        const watch = new PerformanceObserver(list => tasks.push(...list.getEntries().map(e => e.duration)));
+        watch.observe({ type: 'longtask' });
         const clock = setInterval(() => {
             gap = Math.max(gap, performance.now() - last);
             last = performance.now();
@@ -116,7 +119,8 @@ window.tests = {
         return using({ backend: 'webgpu', ...options, worker }, async engine => {
             const { ids, text } = await collect(engine, PROMPT, greedy(n));
             clearInterval(clock);
-            return { ids, text, gap, path: engine.path, warnings: engine.warnings };
+            watch.disconnect();
+            return { ids, text, gap, tasks, path: engine.path, warnings: engine.warnings };
         });
     },
 
