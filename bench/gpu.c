@@ -1,6 +1,6 @@
 /* gpu.c - how fast a GPU multiplies matrices of each type with a vector, beside a plain read of the
- * same run; what a dispatch costs. CSV on stdout. usage: bench_gpu [MEGABYTES of a matrix]
- * [COLUMNS] */
+ * same run; what a dispatch costs. CSV on stdout.
+ * usage: bench_gpu [MEGABYTES of a matrix [COLUMNS [TYPE ..]]] */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -49,11 +49,14 @@ static int compare(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Median seconds of one of the `per_list` runs of the list, after half a second of the same, which
- * brings the clocks up. */
+/* Median seconds of one of the `per_list` runs of the list, after half a second of the same; longer
+ * where the GPU had nothing to do before (an H100 falls from 1980 to 345 MHz in a second then, and
+ * half a second did not always bring it back). */
+static uint64_t warm_ns = 500000000;
+
 static double time_list(const GpuList *l, int repeats, int per_list, int pos, GpuId wait) {
     double t[ROUNDS];
-    uint64_t warm = clock_ns() + 500000000;
+    uint64_t warm = clock_ns() + warm_ns;
     for (int r = -1; r < ROUNDS; r += r >= 0 || clock_ns() > warm) {
         uint64_t start = clock_ns();
         for (int i = 0; i < repeats; i++) gpu_list_run(&ops, l, pos);
@@ -64,11 +67,13 @@ static double time_list(const GpuList *l, int repeats, int per_list, int pos, Gp
     return t[ROUNDS / 2];
 }
 
-static double read_rate(size_t n_bytes) {
+/* Bytes a second of a read of a buffer. */
+static double read_rate(GpuId x, size_t n_bytes) {
     DibitError err;
-    GpuId x = gpu_ops_buffer(&ops, n_bytes), y = gpu_ops_buffer(&ops, 256);
+    GpuId y = gpu_ops_buffer(&ops, 256);
     double best = 0;
     check();
+    n_bytes = n_bytes / 16 * 16;
     for (uint32_t groups = 528; groups <= 4224; groups *= 2) {
         const GpuConst c[] = { { "N", (double)(n_bytes / 16) }, { "STEP", groups * 256.0 } };
         const GpuRange ranges[] = { { x, 0, 0 }, { y, 0, 0 } };
@@ -78,8 +83,9 @@ static double read_rate(size_t n_bytes) {
         GpuList l = { &run, 1, 1, 0 };
         double rate = (double)n_bytes / time_list(&l, REPEATS, 1, 0, y);
         best = MAX(best, rate);
+        gpu_free(ops.gpu, run.bind);
+        gpu_free(ops.gpu, k);
     }
-    gpu_free(ops.gpu, x);
     gpu_free(ops.gpu, y);
     return best;
 }
@@ -116,9 +122,13 @@ static void time_matrix(int type, size_t megabytes, size_t cols, double rate) {
         gpu_op_matmul(&ops, &l, y[i], 0, &m, &in, false);
     }
     check();
+    warm_ns *= 4;
     double s = time_list(&l, REPEATS / OUTPUTS, OUTPUTS, 0, y[0]);
-    printf("%s,%zu,%zu,%.1f,%.1f,%.0f,%.1f\n", t->name, rows, cols, (double)n * 1e-6, s * 1e6,
-           (double)n / s * 1e-9, 100 * (double)n / s / rate);
+    warm_ns /= 4;
+    double own = read_rate(m.parts[0].buffer, m.parts[0].words.buffer ? m.parts[0].words.at
+                                                                      : m.parts[0].codes.n_bytes);
+    printf("%s,%zu,%zu,%.1f,%.1f,%.0f,%.1f,%.0f\n", t->name, rows, cols, (double)n * 1e-6, s * 1e6,
+           (double)n / s * 1e-9, 100 * (double)n / s / rate, own * 1e-9);
     fflush(stdout);
     gpu_list_free(&ops, &l);
     gpu_matrix_free(&ops, &m);
@@ -269,11 +279,20 @@ int main(int n, char **arg) {
     } else if (layer) {
         time_layer(arg[2], arg[3], (int)strtol(arg[4], NULL, 10));
     } else {
-        double rate = read_rate(megabytes * 1000000 / 4096 * 4096);
+        size_t n_bytes = megabytes * 1000000 / 4096 * 4096;
+        GpuId x = gpu_ops_buffer(&ops, n_bytes);
+        double rate = read_rate(x, n_bytes);
+        gpu_free(g, x);
         printf("# read %.0f GB/s\n", rate * 1e-9);
         time_dispatch();
-        printf("type,rows,cols,MB,us,GB/s,share of read in %%\n");
-        for (size_t i = 0; i < ARRAY_LEN(types); i++) time_matrix(types[i], megabytes, cols, rate);
+        printf("type,rows,cols,MB,us,GB/s,share of read in %%,read of its own memory\n");
+        for (size_t i = 0; n <= 3 && i < ARRAY_LEN(types); i++)
+            time_matrix(types[i], megabytes, cols, rate);
+        for (int i = 3; i < n; i++) {
+            const TypeInfo *t = type_by_name(arg[i]);
+            if (!t) exit(2);
+            time_matrix(t->id, megabytes, cols, rate);
+        }
     }
     gpu_ops_free(&ops);
     gpu_close(&g);

@@ -17,14 +17,37 @@ override BITS: u32;
 @group(0) @binding(5) var<storage, read> row_scales: array<f32>;
 var<workgroup> part: array<vec4<i32>, GROUPS_WG * SLICES>;
 
-fn tile_dot(c: u32, before: u32, s: u32, a: u32) -> vec4<i32> {
-  var p = vec4<u32>(t4(((c << 8u) | (before >> 24u)) & 0xffffu), t4(c & 0xffffu),
-                    t4((c >> 8u) & 0xffffu), t4(c >> 16u));
+// t4() of a state times T4_MUL up to sums of two nibbles of each byte, which are 4 too large: a field
+// that holds one more than its ones needs no mask where it is added.
+const T4_MUL = 0xD664883Du;
+fn nibbles(product: u32) -> u32 {
+  var x = product + (product >> 13u);
+  x += (~x & 0xAAAAAAAAu) >> 1u; // pairs of bits: their ones and 1
+  return x - ((x >> 2u) & 0x33333333u) * 3u;
+}
+
+fn t3_lanes(x: u32, s: u32) -> u32 {
+  return ((((x + (x >> 4u)) & 0x0f0f0f0fu) * 2u - 0x01010101u)) ^ minus31(s);
+}
+
+struct Sums { all: vec4<i32>, low: vec4<i32> } // of four rows
+
+// t2: the products with both nibbles and with the lower ones, from which main() takes apart what belongs
+// together: one operation less than adding the nibbles of each state.
+fn tile_dot(c: u32, before: u32, s: u32, a: u32) -> Sums {
+  let d = (c << 8u) | (before >> 24u);
+  let x3 = (c >> 16u) * T4_MUL; // of the states in the upper halves; the lower ones' products are what
+  let x2 = (d >> 16u) * T4_MUL; // is left without these: multiplications, which have units of their own
+  let p = vec4<u32>(nibbles(d * T4_MUL + x2 * 0xffff0000u), nibbles(c * T4_MUL + x3 * 0xffff0000u),
+                    nibbles(x2), nibbles(x3));
   if (BITS == 3u) {
-    p = (p * 2u + vec4<u32>(0x07070707u)) ^
-        vec4<u32>(minus31(s), minus31(s >> 4u), minus31(s >> 8u), minus31(s >> 12u));
+    let u = vec4<u32>(t3_lanes(p.x, s), t3_lanes(p.y, s >> 4u), t3_lanes(p.z, s >> 8u),
+                      t3_lanes(p.w, s >> 12u));
+    return Sums(vec4<i32>(idot(u.x, a), idot(u.y, a), idot(u.z, a), idot(u.w, a)), vec4<i32>());
   }
-  return vec4<i32>(idot(p.x, a), idot(p.y, a), idot(p.z, a), idot(p.w, a));
+  let l = p & vec4<u32>(0x0f0f0f0fu);
+  return Sums(vec4<i32>(idot(p.x, a), idot(p.y, a), idot(p.z, a), idot(p.w, a)),
+              vec4<i32>(idot(l.x, a), idot(l.y, a), idot(l.z, a), idot(l.w, a)));
 }
 
 @compute @workgroup_size(GROUPS_WG, SLICES)
@@ -33,7 +56,8 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_id) id: vec3
   let block = group / 32u;
   let g = group % 32u;
   let last = min(31u, (ROWS + 63u) / 64u * 16u - block * 32u - 1u); // of the block; it may have 64 rows
-  var acc = vec4<i32>();
+  var all = vec4<i32>();
+  var low = vec4<i32>();
   for (var k = id.y; k < CHUNKS; k += SLICES) {
     let at = (block * CHUNKS + k) * 32u;
     let c = w[at + g];
@@ -46,10 +70,13 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_id) id: vec3
     var s = vec2u();
     if (BITS == 3u) { s = signs[at + g]; }
     let a = q[k];
-    acc += tile_dot(c.x, n.x, s.x, a.x) + tile_dot(c.y, n.y, s.x >> 16u, a.y) +
-           tile_dot(c.z, n.z, s.y, a.z) + tile_dot(c.w, n.w, s.y >> 16u, a.w);
+    let t = array<Sums, 4>(tile_dot(c.x, n.x, s.x, a.x), tile_dot(c.y, n.y, s.x >> 16u, a.y),
+                           tile_dot(c.z, n.z, s.y, a.z), tile_dot(c.w, n.w, s.y >> 16u, a.w));
+    all += t[0].all + t[1].all + t[2].all + t[3].all;
+    low += t[0].low + t[1].low + t[2].low + t[3].low;
   }
-  part[id.y * GROUPS_WG + id.x] = acc;
+  if (BITS == 2u) { all = low + ((all - low) >> vec4<u32>(4u)); } // low + 16 high to low + high
+  part[id.y * GROUPS_WG + id.x] = all;
   workgroupBarrier();
   for (var h = SLICES / 2u; h > 0u; h >>= 1u) {
     if (id.y < h) { part[id.y * GROUPS_WG + id.x] += part[(id.y + h) * GROUPS_WG + id.x]; }
@@ -59,7 +86,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_id) id: vec3
   let info = groups[0];
   let asum = bitcast<i32>(info.y);
   var total = part[id.x];
-  if (BITS == 3u) { total = total * 2 - vec4<i32>(31 * asum); } else { total -= vec4<i32>(4 * asum); }
+  if (BITS == 3u) { total = total * 2 - vec4<i32>(31 * asum); } else { total -= vec4<i32>(8 * asum); }
   for (var j = 0u; j < 4u; j++) {
     let row = group * 4u + j;
     if (row < ROWS) {
