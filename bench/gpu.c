@@ -211,7 +211,7 @@ static void time_layer(const char *type, const char *cache, int pos) {
     if (!t) exit(2);
     GpuMatrix qkv = layer_matrix(t, 3 * E, E), o = layer_matrix(t, E, E),
               gate_up = layer_matrix(t, 2 * FF, E), down = layer_matrix(t, E, FF);
-    GpuInput in;
+    GpuInput in, next;
     GpuList l = { 0 };
     GpuId x = gpu_ops_buffer(&ops, E * sizeof(float)), w = gpu_ops_buffer(&ops, E * sizeof(float));
     GpuId y = gpu_ops_buffer(&ops, 2 * FF * sizeof(float));
@@ -235,6 +235,20 @@ static void time_layer(const char *type, const char *cache, int pos) {
     time_op("input: swiglu", &l, 0, x);
     gpu_op_matmul(&ops, &l, x, 0, &down, &in, true);
     time_op("down", &l, 0, x);
+    if (!gpu_can_next(&o, &gate_up, 1)) return;
+    gpu_input(&ops, &next, FF);
+    gpu_op_matmul_norm(&ops, &l, x, &o, &in, w, 1e-5f, &next);
+    time_op("o and norm", &l, 0, x);
+    in.heads = plain;
+    gpu_op_matmul_norm(&ops, &l, x, &o, &in, w, 1e-5f, &next);
+    time_op("o, its input and norm", &l, 0, x);
+    in.heads = (GpuSource){ .kind = GPU_PLAIN };
+    gpu_op_matmul(&ops, &l, y, 0, &qkv, &next, false);
+    time_op("q k v, factor of norm", &l, 0, x);
+    gpu_op_matmul_glu(&ops, &l, &gate_up, &next, &in);
+    time_op("gate up, swiglu", &l, 0, x);
+    gpu_op_matmul_norm(&ops, &l, x, &down, &in, w, 1e-5f, &next);
+    time_op("down and norm", &l, 0, x);
 }
 
 /* The same matrices with workgroups of 2 to 32 rows (t2, t3: of fours of rows). */

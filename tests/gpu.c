@@ -226,6 +226,95 @@ static void test_inputs(void **state) {
     }
 }
 
+/* ---- products with what comes behind them ---- */
+
+static Weight random_weight(int type, size_t rows, size_t cols) {
+    Weight w = { .type = type_info(type), .rows = rows, .cols = cols };
+    w.data = random_matrix(w.type, rows, cols, 5);
+    type_bytes(w.type, rows, cols, &w.n_bytes);
+    return w;
+}
+
+/* x -> y += W1 x -> RMSNorm -> W2 (a gate and an up matrix) -> SwiGLU -> codes, two dispatches on
+ * the GPU. Sums go in another order and codes are those of y * weight, not of y / rms * weight, so
+ * few of them may be 1 off: 2e-3 of the largest gate. */
+static void check_next(Context *c, int type, size_t cols, size_t rows, size_t ff) {
+    Weight w[3] = { random_weight(type, rows, cols), random_weight(type, ff, rows),
+                    random_weight(type, ff, rows) };
+    const Weight *first = &w[0], *both[] = { &w[1], &w[2] };
+    size_t padded = (ff + 127) / 128 * 128;
+    float *x = calloc(cols + 8, 4), *y = malloc(rows * 4), *norm = malloc(rows * 4);
+    float *want = malloc(rows * 4), *gate = malloc(2 * ff * 4), *got = malloc(2 * ff * 4);
+    float *scale = malloc(padded / 32 * 4);
+    int32_t *sum = malloc(padded / 16 * 4);
+    int8_t *q = calloc(1, padded), *q_want = calloc(1, padded);
+    GpuMatrix m[2];
+    GpuInput normed, gated;
+    GpuList l = { 0 };
+    test_fill(x, cols);
+    test_fill(y, rows);
+    test_fill(norm, rows);
+    GpuId gx = test_upload(&c->o, x, (cols + 8) * 4), gy = test_upload(&c->o, y, rows * 4);
+    GpuId gy2 = test_upload(&c->o, y, rows * 4);
+    GpuId gn = test_upload(&c->o, norm, rows * 4), gg = gpu_ops_buffer(&c->o, 2 * ff * 4);
+    gpu_matrix(&c->o, &m[0], &first, 1);
+    gpu_matrix(&c->o, &m[1], both, 2);
+    gpu_input(&c->o, &normed, rows);
+    gpu_input(&c->o, &gated, ff);
+    assert_true(gpu_can_next(&m[0], &m[1], 1) && gpu_can_next(&m[1], &m[0], 1));
+    const GpuSource s = { .kind = GPU_PLAIN, .a = { gx, 0, 0 } };
+    gpu_op_input(&c->o, &l, &c->in, &s, &m[0]);
+    gpu_op_matmul_norm(&c->o, &l, gy, &m[0], &c->in, gn, 1e-5f, &normed);
+    if (gpu_can_read_heads(&m[0])) c->in.heads = s; /* again, the codes of x made on the way */
+    gpu_op_matmul_norm(&c->o, &l, gy2, &m[0], &c->in, gn, 1e-5f, &normed);
+    c->in.heads = (GpuSource){ .kind = GPU_PLAIN };
+    gpu_op_matmul(&c->o, &l, gg, 0, &m[1], &normed, false);
+    gpu_op_matmul_glu(&c->o, &l, &m[1], &normed, &gated);
+    test_run(&c->o, &l, 0);
+    op_matmul(&c->cpu, want, rows, &w[0], x, 1);
+    for (size_t r = 0; r < rows; r++) want[r] += y[r];
+    test_read(&c->o, gy, y, rows * 4);
+    assert_close("the stream", y, want, rows, 1e-5);
+    test_read(&c->o, gy2, y, rows * 4);
+    assert_close("the stream, input made there", y, want, rows, 1e-5);
+    c->kern.rmsnorm(want, want, norm, (int)rows, 1e-5f);
+    op_matmul(&c->cpu, gate, ff, &w[1], want, 1);
+    op_matmul(&c->cpu, gate + ff, ff, &w[2], want, 1);
+    test_read(&c->o, gg, got, 2 * ff * 4);
+    assert_close("gate and up", got, gate, 2 * ff, 2e-3);
+    c->kern.swiglu(got, got, got + ff, (int)ff); /* from the GPU's own: its codes alone */
+    c->kern.quantize(q_want, scale, sum, got, (int)ff);
+    test_read(&c->o, gated.q, q, padded);
+    compare_codes("SwiGLU", q, q_want, padded, false);
+    uint32_t *groups = malloc(padded / 32 * 8);
+    test_read(&c->o, gated.groups, groups, padded / 32 * 8);
+    for (size_t g = 0; g < ff / 32; g++) {
+        float of;
+        int32_t total = 0;
+        memcpy(&of, &groups[2 * g], 4);
+        assert_close("scale", &of, &scale[g], 1, 2e-5);
+        for (size_t i = 0; i < 32; i++) total += q[32 * g + i];
+        assert_int_equal((int32_t)groups[2 * g + 1], total);
+    }
+    const GpuId ids[] = { gx, gy, gy2, gn, gg };
+    for (size_t i = 0; i < ARRAY_LEN(ids); i++) gpu_free(c->o.gpu, ids[i]);
+    gpu_list_free(&c->o, &l);
+    for (int i = 0; i < 2; i++) gpu_matrix_free(&c->o, &m[i]);
+    gpu_input_free(&c->o, &normed);
+    gpu_input_free(&c->o, &gated);
+    for (int i = 0; i < 3; i++) free((void *)(uintptr_t)w[i].data);
+    void *all[] = { x, y, norm, want, gate, got, scale, sum, q, q_want, groups };
+    for (size_t i = 0; i < ARRAY_LEN(all); i++) free(all[i]);
+}
+
+static void test_next(void **state) {
+    check_next(*state, T_S2, 160, 192, 352);
+    check_next(*state, T_Q4_0, 96, 64, 64);
+    if (((Context *)*state)->floor) return;
+    check_next(*state, T_S3, 640, 256, 128);
+    check_next(*state, T_Q8_0, 32, 576, 160);
+}
+
 /* NaN and infinity do not pass unseen. */
 static void test_nonfinite(void **state) {
     Context *c = *state;
@@ -385,7 +474,7 @@ static int run_all(bool floor) {
         cmocka_unit_test_prestate(test_matmul, &c),    cmocka_unit_test_prestate(test_joined, &c),
         cmocka_unit_test_prestate(test_embed, &c),     cmocka_unit_test_prestate(test_argmax, &c),
         cmocka_unit_test_prestate(test_nonfinite, &c), cmocka_unit_test_prestate(test_attend, &c),
-        cmocka_unit_test_prestate(test_lost, &c),
+        cmocka_unit_test_prestate(test_next, &c),      cmocka_unit_test_prestate(test_lost, &c),
     };
     int r = cmocka_run_group_tests_name(floor ? "gpu at the floor" : "gpu", tests, NULL, NULL);
     gpu_input_free(&c.o, &c.in);

@@ -32,6 +32,10 @@ function combine(spec) {
 }
 
 const mul = { ROWS: 100, UNITS: 4, ROWS_WG: [2, 16], SLICES: 8, ADD: [0, 1], AT: 64 };
+const squares = { SQUARES: [0, 4], INPUTS: 128, EPS: 1e-5, SQUARES_AT: 32 };
+const next = { UNITS: 4, SLICES: [1, 8], OUT_AT: 64 };
+const tails = [{ GLU: 0, ROWS_WG: 32 }, { GLU: 64, ROWS_WG: 64 }];
+const heads = { ...next, ...tails[0], INPUTS: [128, 8192], ONE: [0, 1], HEAD: 64, EACH: 196 };
 const types = [0, 1, 3, 4];
 const variants = {
   norm: { N: 500, SRC: [0, 1, 2, 3], EPS: 1e-5, HEAD: 64, EACH: 198 },
@@ -39,9 +43,15 @@ const variants = {
   rotate: { N: 4096, SRC: [0, 1, 2, 3], EPS: 1e-5, HEAD: 64, EACH: 198, SET: [16, 4096], STRIDE: [1, 8], SIGN: [0, 1],
             SEED: 4294967295, FACTOR: 0.5, QUANT: [0, 1] },
   quant_t: { N: 8192 },
-  mul_q4: mul,
-  mul_q8: mul,
-  mul_s: { ...mul, LEVELS: [4, 8] },
+  mul_q4: { ...mul, ...squares },
+  mul_q8: { ...mul, ...squares },
+  mul_s: { ...mul, ...squares, LEVELS: [4, 8], ROW_SCALES: 64 },
+  next_q4: tails.map((t) => ({ ...next, ...squares, ...t })),
+  next_q8: tails.map((t) => ({ ...next, ...squares, ...t })),
+  next_s: tails.map((t) => ({ ...next, ...squares, ...t, LEVELS: [4, 8], ROW_SCALES: 64 })),
+  heads_q4: heads,
+  heads_q8: heads,
+  heads_s: { ...heads, LEVELS: [4, 8], ROW_SCALES: 64 },
   mul_f: { ...mul, KIND: [0, 1, 2] },
   mul_t: { ROWS: 100, CHUNKS: 4, GROUPS_WG: [2, 32], SLICES: 8, ADD: [0, 1], AT: 0, BITS: [2, 3] },
   heads: { D: [64, 96], ROOT: 0.125, HEADS: 4, KV_HEADS: 2, ROT: 64, HALVES: [0, 1], BIAS: [0, 1],
@@ -77,7 +87,7 @@ async function check(name, parts, dot) {
   for (const m of (await module.getCompilationInfo()).messages)
     if (m.type === 'error') say(`${place(m.lineNum)}:${m.linePos}: ${m.message}`);
   if (await device.popErrorScope()) return;
-  for (const constants of combine(variants[name])) {
+  for (const constants of [variants[name]].flat().flatMap(combine)) {
     device.pushErrorScope('validation');
     device.createComputePipeline({ layout: 'auto', compute: { module, entryPoint: 'main', constants } });
     const error = await device.popErrorScope();

@@ -2,8 +2,6 @@
 // 8v..8v+3, high nibbles 8v+4..8v+7 of a group) and a word of two f16 scales. Matches mul_q4() of
 // kern/scalar.c.
 @group(0) @binding(2) var<storage, read> scales: array<u32>;
-@group(0) @binding(3) var<storage, read> q: array<vec4<u32>>;
-@group(0) @binding(4) var<storage, read> groups: array<vec2u>;
 
 fn group_dot(c: vec4<u32>, g: u32) -> f32 {
   let a = q[2u * g];

@@ -1,8 +1,6 @@
 // mul_q8.wgsl - units of q8: 64 inputs, four vectors of signed codes in order and a word of two f16
 // scales. Matches mul_q8() of kern/scalar.c.
 @group(0) @binding(2) var<storage, read> scales: array<u32>;
-@group(0) @binding(3) var<storage, read> q: array<vec4<u32>>;
-@group(0) @binding(4) var<storage, read> groups: array<vec2u>;
 
 fn group_dot(c: vec4<u32>, e: vec4<u32>, g: u32) -> f32 {
   let a = q[2u * g];

@@ -2,10 +2,8 @@
 // 2g+1 of a unit are the two of group g), for s3 one vector of third bits (word g), and a word of
 // the four bytes c | z << 4. Matches mul_s() of kern/scalar.c.
 override LEVELS: u32; // 4 or 8
+override ROW_SCALES: u32; // where the f32 scales of the rows begin in cz
 @group(0) @binding(2) var<storage, read> cz: array<u32>;
-@group(0) @binding(3) var<storage, read> q: array<vec4<u32>>;
-@group(0) @binding(4) var<storage, read> groups: array<vec2u>;
-@group(0) @binding(5) var<storage, read> row_scales: array<f32>;
 
 fn codes(c: u32, third: u32) -> vec4<u32> {
   let lo = vec4<u32>(c, c >> 2u, c >> 4u, c >> 6u) & vec4<u32>(0x03030303u);
@@ -37,4 +35,4 @@ fn unit_dot(at: u32, r: u32, u: u32) -> f32 {
          group_dot(d.xy, t.z, e >> 16u, 4u * u + 2u) + group_dot(d.zw, t.w, e >> 24u, 4u * u + 3u);
 }
 
-fn row_scale(row: u32) -> f32 { return row_scales[row] * 0.125; }
+fn row_scale(row: u32) -> f32 { return bitcast<f32>(cz[ROW_SCALES + row]) * 0.125; }

@@ -48,16 +48,22 @@ GpuId gpu_ops_buffer(GpuOps *o, size_t n_bytes) {
 
 /* Which files make up a kernel, in order; common.wgsl comes before all. */
 static const struct {
-    const char *name, *parts[3];
+    const char *name, *parts[5];
 } kernels[] = {
     { "norm", { "source", "norm" } },
     { "quant", { "source", "quant" } },
     { "rotate", { "source", "rotate" } },
     { "quant_t", { "quant_t" } },
-    { "mul_q4", { "mul_q4", "mul" } },
-    { "mul_q8", { "mul_q8", "mul" } },
-    { "mul_s", { "mul_s", "mul" } },
-    { "mul_f", { "mul_f", "mul" } },
+    { "mul_q4", { "mul_int8", "mul_q4", "mul", "mul_y" } },
+    { "mul_q8", { "mul_int8", "mul_q8", "mul", "mul_y" } },
+    { "mul_s", { "mul_int8", "mul_s", "mul", "mul_y" } },
+    { "mul_f", { "mul_f", "mul", "mul_y" } },
+    { "next_q4", { "mul_int8", "mul_q4", "mul", "mul_next" } },
+    { "next_q8", { "mul_int8", "mul_q8", "mul", "mul_next" } },
+    { "next_s", { "mul_int8", "mul_s", "mul", "mul_next" } },
+    { "heads_q4", { "mul_heads", "mul_q4", "mul", "mul_next" } },
+    { "heads_q8", { "mul_heads", "mul_q8", "mul", "mul_next" } },
+    { "heads_s", { "mul_heads", "mul_s", "mul", "mul_next" } },
     { "mul_t", { "mul_t" } },
     { "heads", { "basis", "heads" } },
     { "attend", { "records", "attend" } },
@@ -84,10 +90,10 @@ static const char dot_plain[] =
 const char *gpu_ops_text(GpuOps *o, const char *name) {
     for (size_t i = 0; i < ARRAY_LEN(kernels); i++) {
         if (strcmp(kernels[i].name, name) != 0) continue;
-        const char *const *p = kernels[i].parts;
-        int n = snprintf(o->text, TEXT_BYTES, "%s%s%s%s%s", o->caps->dot4 ? dot_native : dot_plain,
-                         shader("common"), shader(p[0]), p[1] ? shader(p[1]) : "",
-                         p[1] && p[2] ? shader(p[2]) : "");
+        int n = snprintf(o->text, TEXT_BYTES, "%s%s", o->caps->dot4 ? dot_native : dot_plain,
+                         shader("common"));
+        for (const char *const *p = kernels[i].parts; *p && n < TEXT_BYTES; p++)
+            n += snprintf(o->text + n, (size_t)(TEXT_BYTES - n), "%s", shader(*p));
         return n < TEXT_BYTES ? o->text : NULL;
     }
     return NULL;
@@ -184,8 +190,9 @@ static GpuRange all(GpuId buffer) {
 void gpu_input(GpuOps *o, GpuInput *in, size_t widest) {
     size_t padded = (widest + 127) / 128 * 128;
     *in = (GpuInput){ .widest = widest };
+    in->squares_at = padded / 32 * 8;
     in->q = gpu_ops_buffer(o, padded);
-    in->groups = gpu_ops_buffer(o, padded / 32 * 8);
+    in->groups = gpu_ops_buffer(o, in->squares_at + padded / 32 * sizeof(float));
     in->x = gpu_ops_buffer(o, padded * sizeof(float));
     in->y = gpu_ops_buffer(o, padded * sizeof(float));
 }
@@ -292,6 +299,8 @@ static bool is_float(int type) {
 
 void gpu_op_input(GpuOps *o, GpuList *l, GpuInput *in, const GpuSource *s, const GpuMatrix *m) {
     if (o->r != 0) return;
+    in->squares = 0;
+    in->heads = (GpuSource){ .kind = GPU_PLAIN };
     if (is_float(m->type->id))
         input_float(o, l, in, s, m->cols);
     else if (trellis_bits(m->type->id))
@@ -315,31 +324,117 @@ static void shape_workgroup(const GpuOps *o, size_t rows, size_t row_step, size_
     while (*slices > 1 && *slices / 2 >= units) *slices /= 2;
 }
 
+enum { MUL_Y, MUL_NEXT, MUL_HEADS };
+
+static const char *mul_name(int type, int kind) {
+    static const char *const names[3][3] = { { "mul_s", "mul_q4", "mul_q8" },
+                                             { "next_s", "next_q4", "next_q8" },
+                                             { "heads_s", "heads_q4", "heads_q8" } };
+    return names[kind][type == T_Q4_0 ? 1 : type == T_Q8_0 ? 2 : 0];
+}
+
+/* Constants and bindings that mul_y.wgsl and mul_next.wgsl have in common, of matrices with int8
+ * inputs; a range of words reaches to the end of the row scales. */
+static int mul_consts(GpuConst *c, const GpuMatrix *m, const GpuPart *p, const GpuInput *in,
+                      size_t along, size_t slices) {
+    int n = 0, type = m->type->id;
+    c[n++] = (GpuConst){ "UNITS", (double)m->units };
+    c[n++] = (GpuConst){ "ROWS_WG", (double)along };
+    c[n++] = (GpuConst){ "SLICES", (double)slices };
+    if (is_float(type)) return n;
+    if (in->heads.a.buffer) {
+        c[n++] = (GpuConst){ "INPUTS", (double)m->cols };
+        c[n++] = (GpuConst){ "ONE", in->heads.kind == GPU_ONE };
+        c[n++] = (GpuConst){ "HEAD", one_or(in->heads.head) };
+        c[n++] = (GpuConst){ "EACH", one_or(in->heads.each) };
+    } else if (in->squares) {
+        c[n++] = (GpuConst){ "SQUARES", (double)in->squares };
+        c[n++] = (GpuConst){ "SQUARES_AT", (double)in->squares_at / 8 };
+        c[n++] = (GpuConst){ "INPUTS", (double)m->cols };
+        c[n++] = (GpuConst){ "EPS", (double)in->eps };
+    }
+    if (type != T_S2 && type != T_S3) return n;
+    c[n++] = (GpuConst){ "LEVELS", type == T_S2 ? 4 : 8 };
+    c[n++] = (GpuConst){ "ROW_SCALES", (double)(p->row_scales.at - p->words.at) / 4 };
+    return n;
+}
+
+static GpuRange words_and_scales(const GpuPart *p) {
+    GpuRange r = p->words;
+    if (p->row_scales.buffer) r.n_bytes = p->row_scales.at + p->row_scales.n_bytes - r.at;
+    return r;
+}
+
 static void add_mul(GpuOps *o, GpuList *l, GpuId y, size_t at, const GpuMatrix *m, const GpuPart *p,
                     const GpuInput *in, bool add) {
     size_t along, slices;
     int type = m->type->id;
     shape_workgroup(o, p->rows, 1, 16, m->units, &along, &slices);
-    GpuConst consts[7] = { { "ROWS", (double)p->rows },
-                           { "UNITS", (double)m->units },
-                           { "ROWS_WG", (double)along },
-                           { "SLICES", (double)slices },
-                           { "ADD", add },
-                           { "AT", (double)(at + p->first) } };
-    GpuRange ranges[] = { all(y), p->codes, p->words, all(in->q), all(in->groups), p->row_scales };
-    int n_consts = 6, n_ranges = 5;
-    const char *name = type == T_Q4_0 ? "mul_q4" : "mul_q8";
-    if (type == T_S2 || type == T_S3) {
-        name = "mul_s";
-        n_ranges = 6;
-        consts[n_consts++] = (GpuConst){ "LEVELS", type == T_S2 ? 4 : 8 };
-    } else if (is_float(type)) {
-        name = "mul_f";
-        n_ranges = 3;
+    GpuConst c[GPU_CONSTS];
+    int n = mul_consts(c, m, p, in, along, slices);
+    c[n++] = (GpuConst){ "ROWS", (double)p->rows };
+    c[n++] = (GpuConst){ "ADD", add };
+    c[n++] = (GpuConst){ "AT", (double)(at + p->first) };
+    GpuRange ranges[] = { all(y), p->codes, words_and_scales(p), all(in->q), all(in->groups) };
+    if (is_float(type)) {
         ranges[2] = in->f32;
-        consts[n_consts++] = (GpuConst){ "KIND", type == T_F32 ? 0 : type == T_F16 ? 1 : 2 };
+        c[n++] = (GpuConst){ "KIND", type == T_F32 ? 0 : type == T_F16 ? 1 : 2 };
     }
-    gpu_list_add(o, l, name, consts, n_consts, ranges, n_ranges, pieces(p->rows, along), 1);
+    gpu_list_add(o, l, is_float(type) ? "mul_f" : mul_name(type, MUL_Y), c, n, ranges,
+                 is_float(type) ? 3 : 5, pieces(p->rows, along), 1);
+}
+
+static bool is_grouped(int type) {
+    return !is_float(type) && !trellis_bits(type);
+}
+
+bool gpu_can_next(const GpuMatrix *m, const GpuMatrix *next, int n_next) {
+    if (!is_grouped(m->type->id) || m->n_parts != 1 || m->rows % 32 != 0) return false;
+    for (int i = 0; i < n_next; i++)
+        if (!is_grouped(next[i].type->id)) return false;
+    return true;
+}
+
+/* As many slices as rows have units and workgroups may have invocations, up to `most` of these. */
+static void add_next(GpuOps *o, GpuList *l, GpuId y, const GpuMatrix *m, const GpuInput *in,
+                     GpuId weights, GpuInput *out, size_t along, size_t most) {
+    if (o->r != 0) return;
+    const GpuPart *p = &m->parts[0];
+    size_t slices = MIN((size_t)o->caps->invocations, most) / along, n_out = m->rows;
+    while (slices > 1 && slices / 2 >= m->units) slices /= 2;
+    if (!weights) n_out /= 2;
+    GpuConst c[GPU_CONSTS];
+    int n = mul_consts(c, m, p, in, along, slices);
+    c[n++] = (GpuConst){ "GLU", weights ? 0 : (double)n_out };
+    c[n++] = (GpuConst){ "OUT_AT", (double)out->squares_at / 4 };
+    const bool heads = in->heads.a.buffer != 0;
+    const GpuRange ranges[] = { all(y),
+                                p->codes,
+                                words_and_scales(p),
+                                heads ? in->heads.a : all(in->q),
+                                heads ? in->heads.a : all(in->groups),
+                                all(out->q),
+                                all(out->groups),
+                                all(weights ? weights : p->buffer) };
+    gpu_list_add(o, l, mul_name(m->type->id, heads ? MUL_HEADS : MUL_NEXT), c, n, ranges,
+                 ARRAY_LEN(ranges), (uint32_t)(n_out / 32), 1);
+}
+
+bool gpu_can_read_heads(const GpuMatrix *m) {
+    return is_grouped(m->type->id) && m->cols % 32 == 0 && m->cols <= 8192;
+}
+
+void gpu_op_matmul_norm(GpuOps *o, GpuList *l, GpuId y, const GpuMatrix *m, const GpuInput *in,
+                        GpuId weights, float eps, GpuInput *out) {
+    add_next(o, l, y, m, in, weights, out, 32, 1024);
+    out->squares = m->rows / 32;
+    out->eps = eps;
+}
+
+void gpu_op_matmul_glu(GpuOps *o, GpuList *l, const GpuMatrix *m, const GpuInput *in,
+                       GpuInput *out) {
+    add_next(o, l, out->x, m, in, 0, out, 64, 512);
+    out->squares = 0;
 }
 
 static void add_mul_t(GpuOps *o, GpuList *l, GpuId y, size_t at, const GpuMatrix *m,

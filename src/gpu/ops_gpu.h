@@ -99,6 +99,10 @@ typedef struct GpuInput {
     size_t widest;
     GpuId q, groups, x, y; /* x: f32, and between passes of a rotation; y likewise */
     GpuRange f32;          /* of the present input, for plain types */
+    size_t squares;        /* of it: sums that the factor of RMSNorm is still to be made of */
+    size_t squares_at;     /* where they lie behind the groups, in bytes */
+    float eps;
+    GpuSource heads; /* its buffer not 0: gpu_op_matmul_norm() makes the input of this itself */
 } GpuInput;
 void gpu_input(GpuOps *o, GpuInput *in, size_t widest);
 void gpu_input_free(GpuOps *o, GpuInput *in);
@@ -108,6 +112,14 @@ bool gpu_same_input(const GpuMatrix *a, const GpuMatrix *b); /* whether both tak
 /* y[at..] = W input, or += W input. gpu_op_input() for m, or for one of its form, went before. */
 void gpu_op_matmul(GpuOps *o, GpuList *l, GpuId y, size_t at, const GpuMatrix *m,
                    const GpuInput *in, bool add);
+/* The same with what comes behind it, where gpu_can_next(): y += W in, and RMSNorm of the new y as
+ * input `out` of n_next matrices; or SwiGLU of a gate and an up matrix that are one. */
+bool gpu_can_read_heads(const GpuMatrix *m); /* in->heads, for gpu_op_matmul_norm() alone */
+bool gpu_can_next(const GpuMatrix *m, const GpuMatrix *next, int n_next);
+void gpu_op_matmul_norm(GpuOps *o, GpuList *l, GpuId y, const GpuMatrix *m, const GpuInput *in,
+                        GpuId weights, float eps, GpuInput *out);
+void gpu_op_matmul_glu(GpuOps *o, GpuList *l, const GpuMatrix *m, const GpuInput *in,
+                       GpuInput *out);
 
 /* Words of the step buffer; written before each token. */
 enum { GPU_STEP_TOKEN, GPU_STEP_POS, GPU_STEP_RECORDS, GPU_STEP_ENCODE, GPU_STEP_WORDS };

@@ -42,11 +42,12 @@ typedef struct Session {
     Backend *b;
     const Cache *c;
     GpuHeads h;
-    GpuInput in;
+    GpuInput in, normed, gated; /* normed, gated: as the product before left them */
     GpuId x, qkv, att, ff, logits, best, pairs;
     size_t up_at; /* floats from gate to up in ff */
     GpuKvSide (*kv)[2];
     GpuList body[PIECES];     /* embedding and layers */
+    bool is_normed;           /* that the lists so far leave the next RMSNorm of x in normed */
     GpuList head, pick, tail; /* logits; the likeliest; records */
     float *row;               /* of the embedding, where it is read here; else NULL */
     int recorded_pos, recorded_what, n_unread;
@@ -143,37 +144,83 @@ static GpuSource normed(GpuId x, GpuId weights, const Hparams *h) {
     return (GpuSource){ .kind = GPU_NORM, .a = { x, 0, n }, .b = { weights, 0, n }, .eps = h->eps };
 }
 
-/* Products of several matrices with one input, each brought to the form it takes; their results
- * begin at at[i] in y. */
-static void project(Session *s, GpuList *l, const GpuSource *from, const GpuMatrix *m, int n,
-                    GpuId y, const size_t *at, bool add) {
+/* Products of several matrices with one input, RMSNorm of x with these weights where from is NULL;
+ * their results begin at at[i] in y. */
+static void project(Session *s, GpuList *l, const GpuSource *from, GpuId norm, const GpuMatrix *m,
+                    int n, GpuId y, const size_t *at) {
     GpuOps *o = &s->b->ops;
+    const GpuSource normal = normed(s->x, norm, &s->b->m->hp);
+    bool ready = !from && s->is_normed;
     for (int i = 0; i < n; i++) {
-        if (i == 0 || !gpu_same_input(&m[i], &m[i - 1])) gpu_op_input(o, l, &s->in, from, &m[i]);
-        gpu_op_matmul(o, l, y, at[i], &m[i], &s->in, add);
+        if (!ready && (i == 0 || !gpu_same_input(&m[i], &m[i - 1])))
+            gpu_op_input(o, l, &s->in, from ? from : &normal, &m[i]);
+        gpu_op_matmul(o, l, y, at[i], &m[i], ready ? &s->normed : &s->in, false);
     }
+}
+
+/* x += m in; where it can be, what n matrices take after the norm with these weights is made by the
+ * same dispatch. */
+static void add_to_stream(Session *s, GpuList *l, const GpuMatrix *m, const GpuInput *in,
+                          GpuId norm, const GpuMatrix *next, int n) {
+    GpuOps *o = &s->b->ops;
+    s->is_normed = gpu_can_next(m, next, n);
+    if (s->is_normed)
+        gpu_op_matmul_norm(o, l, s->x, m, in, norm, s->b->m->hp.eps, &s->normed);
+    else
+        gpu_op_matmul(o, l, s->x, 0, m, in, true);
+}
+
+/* x += output matrix times attention, which is turned into its input on the way. */
+static void list_output(Session *s, GpuList *l, const GpuLayer *g, const GpuSource *att) {
+    bool here = gpu_can_read_heads(&g->o) && gpu_can_next(&g->o, g->gate_up, g->n_gate_up);
+    if (!here) gpu_op_input(&s->b->ops, l, &s->in, att, &g->o);
+    s->in.heads = here ? *att : (GpuSource){ .kind = GPU_PLAIN };
+    add_to_stream(s, l, &g->o, &s->in, g->ffn_norm, g->gate_up, g->n_gate_up);
+    s->in.heads = (GpuSource){ .kind = GPU_PLAIN };
 }
 
 /* Attention and the output matrix. A single span needs no merging: the input is read from where the
  * span left it, if it is not to be turned back. */
 static void list_attend(Session *s, GpuList *l, const GpuLayer *g, const GpuKvSide *kv) {
-    GpuOps *o = &s->b->ops;
     const Hparams *h = &s->b->m->hp;
     size_t n = vector_bytes((size_t)h->n_heads * (size_t)h->head_dim);
     const GpuSource att = { .kind = GPU_PLAIN, .a = { s->att, 0, n } }, one = gpu_one_span(&s->h);
     bool unmerged = !kv_type(kv[1].type)->rotate && gpu_int8_input(&g->o);
-    gpu_op_attend(o, l, &s->h, s->att, &kv[0], &kv[1], unmerged);
+    gpu_op_attend(&s->b->ops, l, &s->h, s->att, &kv[0], &kv[1], unmerged);
     l->when = unmerged ? GPU_MORE_SPANS : GPU_ALWAYS;
-    gpu_op_input(o, l, &s->in, &att, &g->o);
+    list_output(s, l, g, &att);
     l->when = GPU_ONE_SPAN;
-    if (unmerged) gpu_op_input(o, l, &s->in, &one, &g->o);
+    if (unmerged) list_output(s, l, g, &one);
     l->when = GPU_ALWAYS;
-    gpu_op_matmul(o, l, s->x, 0, &g->o, &s->in, true);
 }
 
 /* The first layer is a piece of its own: the sooner the GPU has something to do. */
 static int piece_of(int layer, int n_layers) {
     return layer == 0 ? 0 : 1 + (layer - 1) * (PIECES - 1) / (n_layers - 1);
+}
+
+static void list_ffn(Session *s, GpuList *l, int layer) {
+    GpuOps *o = &s->b->ops;
+    const Hparams *h = &s->b->m->hp;
+    const GpuLayer *g = &s->b->layers[layer];
+    size_t ff = vector_bytes((size_t)h->n_ff);
+    bool last = layer + 1 == h->n_layers,
+         glu = g->n_gate_up == 1 && s->is_normed && gpu_can_next(g->gate_up, &g->down, 1);
+    const GpuSource gated = { .kind = GPU_SWIGLU,
+                              .a = { s->ff, 0, ff },
+                              .b = { s->ff, s->up_at * sizeof(float), ff } };
+    if (glu) {
+        gpu_op_matmul_glu(o, l, g->gate_up, &s->normed, &s->gated);
+    } else {
+        project(s, l, NULL, g->ffn_norm, g->gate_up, g->n_gate_up, s->ff,
+                (const size_t[]){ 0, s->up_at });
+        gpu_op_input(o, l, &s->in, &gated, &g->down);
+    }
+    const GpuInput *in = glu ? &s->gated : &s->in;
+    if (last)
+        add_to_stream(s, l, &g->down, in, s->b->output_norm, &s->b->output, 1);
+    else
+        add_to_stream(s, l, &g->down, in, g[1].attn_norm, g[1].qkv, g[1].n_qkv);
 }
 
 static void list_layer(Session *s, int layer) {
@@ -183,16 +230,11 @@ static void list_layer(Session *s, int layer) {
     const GpuLayer *g = &s->b->layers[layer];
     const GpuKvSide *kv = s->kv[layer];
     size_t q = (size_t)h->n_heads * (size_t)h->head_dim;
-    size_t k = (size_t)h->n_kv_heads * (size_t)h->head_dim, ff = vector_bytes((size_t)h->n_ff);
-    const GpuSource first = normed(s->x, g->attn_norm, h), second = normed(s->x, g->ffn_norm, h);
-    const GpuSource gated = { .kind = GPU_SWIGLU,
-                              .a = { s->ff, 0, ff },
-                              .b = { s->ff, s->up_at * sizeof(float), ff } };
-    project(s, l, &first, g->qkv, g->n_qkv, s->qkv, (const size_t[]){ 0, q, q + k }, false);
+    size_t k = (size_t)h->n_kv_heads * (size_t)h->head_dim;
+    project(s, l, NULL, g->attn_norm, g->qkv, g->n_qkv, s->qkv, (const size_t[]){ 0, q, q + k });
     gpu_op_heads(o, l, &s->h, s->qkv, g->bias, g->norms, &kv[0], &kv[1]);
     list_attend(s, l, g, kv);
-    project(s, l, &second, g->gate_up, g->n_gate_up, s->ff, (const size_t[]){ 0, s->up_at }, false);
-    project(s, l, &gated, &g->down, 1, s->x, (const size_t[]){ 0 }, true);
+    list_ffn(s, l, layer);
     gpu_op_encode(o, &s->tail, &s->h, g->weights[0], &kv[0], true);
     gpu_op_encode(o, &s->tail, &s->h, g->weights[1], &kv[1], false);
 }
@@ -200,10 +242,9 @@ static void list_layer(Session *s, int layer) {
 static void list_all(Session *s) {
     Backend *b = s->b;
     const Hparams *h = &b->m->hp;
-    const GpuSource last = normed(s->x, b->output_norm, h);
     if (!s->row) gpu_op_embed(&b->ops, &s->body[0], s->x, &b->output, s->h.step);
     for (int l = 0; l < h->n_layers && b->ops.r == 0; l++) list_layer(s, l);
-    project(s, &s->head, &last, &b->output, 1, s->logits, (const size_t[]){ 0 }, false);
+    project(s, &s->head, NULL, b->output_norm, &b->output, 1, s->logits, (const size_t[]){ 0 });
     gpu_op_argmax(&b->ops, &s->pick, s->best, s->logits, s->pairs, (size_t)h->n_vocab);
 }
 
@@ -229,6 +270,8 @@ static void make_buffers(Session *s, const float *turns) {
     s->h.query = gpu_ops_buffer(o, gpu_query_bytes(&s->h));
     s->h.partial = gpu_ops_buffer(o, gpu_partial_bytes(&s->h));
     gpu_input(o, &s->in, MAX(MAX(e, ff), q));
+    gpu_input(o, &s->normed, e);
+    gpu_input(o, &s->gated, ff);
     for (int l = 0; l < h->n_layers; l++)
         for (int side = 0; side < 2; side++)
             gpu_kv_side(o, &s->kv[l][side], &s->h, cache_type(s->c, l, side), side == 0);
@@ -288,6 +331,8 @@ static void session_close(void **session) {
                           s->pairs, s->h.step, s->h.none, s->h.turns, s->h.query, s->h.partial };
     for (size_t i = 0; i < ARRAY_LEN(ids); i++) gpu_free(b->gpu, ids[i]);
     gpu_input_free(o, &s->in);
+    gpu_input_free(o, &s->normed);
+    gpu_input_free(o, &s->gated);
     for (int i = 0; s->kv && i < 2 * b->m->hp.n_layers; i++)
         gpu_free(b->gpu, s->kv[i / 2][i % 2].buffer);
     mem_free(&o->memory, s->kv);
