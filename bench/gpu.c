@@ -1,6 +1,6 @@
 /* gpu.c - how fast a GPU multiplies matrices of each type with a vector, beside a plain read of the
- * same run; what a dispatch costs. CSV on stdout.
- * usage: bench_gpu [MEGABYTES of a matrix [COLUMNS [TYPE ..]]] */
+ * same run; what a dispatch costs. CSV on stdout. usage: bench_gpu [MEGABYTES of a matrix [COLUMNS
+ * [TYPE ..]]] | layer TYPE CACHE POSITION | shapes TYPE | attend KV_HEADS */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -78,9 +78,9 @@ static double read_rate(GpuId x, size_t n_bytes) {
         const GpuConst c[] = { { "N", (double)(n_bytes / 16) }, { "STEP", groups * 256.0 } };
         const GpuRange ranges[] = { { x, 0, 0 }, { y, 0, 0 } };
         GpuId k = gpu_kernel(ops.gpu, "read", read_text, c, 2, &err);
-        GpuRun run = { k, k ? gpu_bind(ops.gpu, k, ranges, 2, &err) : 0, groups, 1, false, 0 };
+        GpuRun run = { k, k ? gpu_bind(ops.gpu, k, ranges, 2, &err) : 0, groups, 1, 0, 0 };
         if (!run.bind) fprintf(stderr, "bench_gpu: %s\n", err.text), exit(1);
-        GpuList l = { &run, 1, 1, 0 };
+        GpuList l = { .runs = &run, .n = 1, .cap = 1 };
         double rate = (double)n_bytes / time_list(&l, REPEATS, 1, 0, y);
         best = MAX(best, rate);
         gpu_free(ops.gpu, run.bind);
@@ -144,9 +144,8 @@ static void time_dispatch(void) {
     GpuId k = gpu_kernel(ops.gpu, "empty", empty_text, NULL, 0, &err);
     GpuRun runs[N];
     for (int i = 0; i < N; i++)
-        runs[i] =
-            (GpuRun){ k, gpu_bind(ops.gpu, k, &(GpuRange){ y, 0, 0 }, 1, &err), 1, 1, false, 0 };
-    GpuList l = { runs, N, N, 0 };
+        runs[i] = (GpuRun){ k, gpu_bind(ops.gpu, k, &(GpuRange){ y, 0, 0 }, 1, &err), 1, 1, 0, 0 };
+    GpuList l = { .runs = runs, .n = N, .cap = N };
     printf("# dependent dispatch: %.2f us\n", 1e6 * time_list(&l, 1, N, 0, y));
 }
 
@@ -177,33 +176,75 @@ static GpuRange floats(GpuId buffer, size_t at, size_t n) {
     return (GpuRange){ buffer, at * sizeof(float), n * sizeof(float) };
 }
 
-static void time_attention(const char *cache, int pos) {
-    GpuHeads h = { .n_heads = HEADS, .n_kv_heads = HEADS, .head_dim = D, .n_ctx = pos + 128 };
-    h.n_rot = D;
-    h.sinks = KV_SINKS;
-    h.recent = KV_WINDOW;
-    GpuId x = gpu_ops_buffer(&ops, 3 * E * sizeof(float));
-    GpuId out = gpu_ops_buffer(&ops, E * sizeof(float)), weights = gpu_ops_buffer(&ops, HEADS * 16);
+typedef struct Attention {
+    GpuHeads h;
     GpuKvSide k, v;
-    GpuList l = { 0 };
+    GpuId x, out, weights;
+} Attention;
+
+static void make_attention(Attention *a, const char *cache, int pos, int n_kv_heads) {
+    GpuHeads *h = &a->h;
+    *h = (GpuHeads){ .n_heads = HEADS, .n_kv_heads = n_kv_heads, .head_dim = D, .n_rot = D };
+    h->n_ctx = pos + 128;
+    h->sinks = KV_SINKS;
+    h->recent = KV_WINDOW;
+    a->x = gpu_ops_buffer(&ops, 3 * E * sizeof(float));
+    a->out = gpu_ops_buffer(&ops, E * sizeof(float));
+    a->weights = gpu_ops_buffer(&ops, HEADS * 16);
     uint32_t step[GPU_STEP_WORDS] = { 0, (uint32_t)pos };
     step[GPU_STEP_RECORDS] = (uint32_t)MAX(0, pos / 16 * 16 - KV_WINDOW + 16);
     step[GPU_STEP_ENCODE] = (uint32_t)MAX(0, pos / 16 * 16 - KV_WINDOW + 1);
-    h.step = gpu_ops_buffer(&ops, sizeof step);
-    h.turns = gpu_ops_buffer(&ops, (size_t)h.n_ctx * D * sizeof(float));
-    h.query = gpu_ops_buffer(&ops, gpu_query_bytes(&h));
-    h.partial = gpu_ops_buffer(&ops, gpu_partial_bytes(&h));
-    h.none = gpu_ops_buffer(&ops, 256);
-    gpu_kv_side(&ops, &k, &h, kv_type_by_name(cache), true);
-    gpu_kv_side(&ops, &v, &h, kv_type_by_name(cache), false);
+    h->step = gpu_ops_buffer(&ops, sizeof step);
+    h->turns = gpu_ops_buffer(&ops, (size_t)h->n_ctx * D * sizeof(float));
+    h->query = gpu_ops_buffer(&ops, gpu_query_bytes(h));
+    h->partial = gpu_ops_buffer(&ops, gpu_partial_bytes(h));
+    h->none = gpu_ops_buffer(&ops, 256);
+    gpu_kv_side(&ops, &a->k, h, kv_type_by_name(cache), true);
+    gpu_kv_side(&ops, &a->v, h, kv_type_by_name(cache), false);
     check();
-    gpu_write(ops.gpu, h.step, 0, step, sizeof step);
-    gpu_op_heads(&ops, &l, &h, x, 0, 0, &k, &v);
-    time_op("heads", &l, pos, out);
-    gpu_op_attend(&ops, &l, &h, out, &k, &v, false);
-    time_op("attend and merge", &l, pos, out);
-    gpu_op_encode(&ops, &l, &h, weights, &k, true);
-    if (l.n) time_op("16 records of each head's keys", &l, pos, out);
+    gpu_write(ops.gpu, h->step, 0, step, sizeof step);
+}
+
+static void free_attention(Attention *a) {
+    const GpuId ids[] = { a->h.step, a->h.turns, a->h.query, a->h.partial, a->h.none,
+                          a->x,      a->out,     a->weights, a->k.buffer,  a->v.buffer };
+    for (size_t i = 0; i < ARRAY_LEN(ids); i++) gpu_free(ops.gpu, ids[i]);
+}
+
+static void time_attention(const char *cache, int pos) {
+    Attention a;
+    GpuList l = { 0 };
+    make_attention(&a, cache, pos, HEADS);
+    gpu_op_heads(&ops, &l, &a.h, a.x, 0, 0, &a.k, &a.v);
+    time_op("heads", &l, pos, a.out);
+    gpu_op_attend(&ops, &l, &a.h, a.out, &a.k, &a.v, false);
+    time_op("attend and merge", &l, pos, a.out);
+    gpu_op_encode(&ops, &l, &a.h, a.weights, &a.k, true);
+    if (l.n) time_op("16 records of each head's keys", &l, pos, a.out);
+    free_attention(&a);
+}
+
+/* Attention of 7B with that many KV heads at several positions. */
+static void time_caches(int n_kv_heads) {
+    static const char *const caches[] = { "f16", "q8", "k3", "k2" };
+    static const int positions[] = { 64, 2000, 8000, 32000 };
+    printf("cache,KV heads,position,attention us,GB/s,with merge us\n");
+    for (size_t p = 0; p < ARRAY_LEN(positions); p++)
+        for (size_t c = 0; c < ARRAY_LEN(caches); c++) {
+            Attention a;
+            GpuList l = { 0 };
+            make_attention(&a, caches[c], positions[p], n_kv_heads);
+            gpu_op_attend(&ops, &l, &a.h, a.out, &a.k, &a.v, false);
+            check();
+            double both = time_list(&l, 50, 1, positions[p], a.out);
+            GpuList alone = { .runs = l.runs, .n = 1 };
+            double s = time_list(&alone, 50, 1, positions[p], a.out);
+            printf("%s,%d,%d,%.1f,%.0f,%.1f\n", caches[c], n_kv_heads, positions[p], s * 1e6,
+                   (double)(a.k.n_bytes + a.v.n_bytes) / s * 1e-9, both * 1e6);
+            fflush(stdout);
+            gpu_list_free(&ops, &l);
+            free_attention(&a);
+        }
 }
 
 static void time_layer(const char *type, const char *cache, int pos) {
@@ -290,6 +331,8 @@ int main(int n, char **arg) {
     printf("# %s, %s\n", gpu_caps(g)->name, gpu_caps(g)->driver);
     if (n == 3 && strcmp(arg[1], "shapes") == 0) {
         time_shapes(arg[2]);
+    } else if (n == 3 && strcmp(arg[1], "attend") == 0) {
+        time_caches((int)strtol(arg[2], NULL, 10));
     } else if (layer) {
         time_layer(arg[2], arg[3], (int)strtol(arg[4], NULL, 10));
     } else {

@@ -137,27 +137,43 @@ static double token_error(const Side *s) {
     return sqrt(e / w);
 }
 
+/* The code byte of step t of a record on the GPU, and its four signs. */
+static int record_step(const Side *s, const uint32_t *all, int side, int head, int p, int t,
+                       int *signs) {
+    const GpuKvSide *g = side ? &s->v : &s->k;
+    size_t d = (size_t)s->a->d, row = (size_t)(head * ((N_CTX + 15) / 16 * 16) + p), r = row % 16;
+    size_t step = (size_t)t, block = row / 16, byte, sign, bit;
+    if (side == 0) {
+        byte = ((block * ((d + 63) / 64) + step / 16) * 16 + r) * 16 + step % 16;
+        sign = (block * (d / 32) + step / 8) * 16 + r;
+        bit = step % 8;
+    } else {
+        byte = (block * (d / 4) + step) * 16 + r;
+        sign = (block * (d / 4) + step) * 2 + r / 8;
+        bit = r % 8;
+    }
+    uint32_t w = g->type == KV_K3 ? all[g->signs + sign] >> bit : 0;
+    *signs = (int)((w & 1) | (w >> 7 & 2) | (w >> 14 & 4) | (w >> 21 & 8));
+    return ((const uint8_t *)(all + g->records))[byte];
+}
+
 /* Of the k2 or k3 records of a head, how many are not the CPU's bit for bit. */
 static int records_off(Side *s, int side, int n) {
     const GpuKvSide *g = side ? &s->v : &s->k;
     int bits = kv_type(g->type)->bits, nb = s->a->d / 4, off = 0;
-    size_t words = (size_t)(s->a->d / 16 + 3) / 4 * 4;
     uint32_t *all = malloc(g->n_bytes);
     test_read(s->o, g->buffer, all, g->n_bytes);
     for (int head = 0; head < s->a->kv_heads; head++)
         for (int p = s->a->sinks; p < n; p++) {
-            size_t at = (size_t)(head * N_CTX + p);
-            const uint8_t *c = (const uint8_t *)(all + g->records + at * words);
-            const uint8_t *sg = (const uint8_t *)(all + g->signs + at * (size_t)(s->a->d / 32));
             KvView view = cache_view(&s->cache, 0, side, head, p, p / 16 * 16, n + p);
             const uint8_t *block = view.rows;
             bool same = view.type->bits == bits;
             int r = p % 16;
             for (int t = 0; t < nb; t++) {
-                same &= block[t * 16 + r] == c[t];
+                int signs;
+                same &= block[t * 16 + r] == record_step(s, all, side, head, p, t, &signs);
                 if (bits == 3)
-                    same &= (block[nb * 16 + 8 * t + r / 2] >> 4 * (r % 2) & 15) ==
-                            (sg[t / 2] >> 4 * (t % 2) & 15);
+                    same &= (block[nb * 16 + 8 * t + r / 2] >> 4 * (r % 2) & 15) == signs;
             }
             off += !same;
         }

@@ -57,7 +57,7 @@ const variants = {
   heads: { D: [64, 96], ROOT: 0.125, HEADS: 4, KV_HEADS: 2, ROT: 64, HALVES: [0, 1], BIAS: [0, 1],
            NORM: [0, 1], EPS: 1e-5, SCALE: 0.125, K_TYPE: types, V_TYPE: types, K_ROWS: 80,
            V_ROWS: 80, K_SCALES: 9999, V_SCALES: 9999, SINKS: 4, WINDOW: 64 },
-  attend: { D: [64, 128], GROUP: 4, HEADS_WG: [1, 4], SPANS: 3, VISIBLE: 0, SINKS: 4, WINDOW: 64,
+  attend: { D: [64, 128], GROUP: 4, HEADS_WG: [1, 4], SPANS: 3, VISIBLE: [0, 100], SINKS: 4, WINDOW: 64,
             CONTEXT: 512, K_TYPE: types, K_ROWS: 80, K_SCALES: 99, K_RECORDS: 100, K_SIGNS: 200,
             V_TYPE: types, V_ROWS: 80, V_SCALES: 99, V_RECORDS: 100, V_SIGNS: 200 },
   merge: { D: 96, ROOT: 0.2, SPANS: 3, ROTATED: [0, 1], FIRST: [0, 100] },

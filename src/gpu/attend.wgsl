@@ -1,343 +1,172 @@
-// attend.wgsl - attention of one token over a span of 256 positions: workgroup (x, y) of 256 has
-// HEADS_WG query heads of one KV head and span y. Online softmax: what comes out is the span's
-// largest score, its sum of exponentials and the weighted sum of the values, for merge.wgsl. Matches
-// attend_span() of attend.c with score_*, softmax and accum_* of kern/ within float rounding.
-override D: u32;
+// attend.wgsl - attention of one token over a span of positions: workgroup (x, y) of 256 has HEADS_WG
+// query heads of one KV head and span y, some tiles of 256 positions (span_tiles()), one after
+// another. Online softmax: what comes out is the largest score, the sum of exponentials and the
+// weighted sum of the values, for merge.wgsl. Matches attend_span() of attend.c within float
+// rounding; weights of records are rounded to 14 bits, as there.
+//
+// Values of records come with a unit each. The score to which exponentials refer is the largest of
+// score + log(unit), so the largest weight is 1 and the rounding needs no pass of its own. Scores are
+// to base 2 from scores() on. Arrays by head are indexed by constants wherever a barrier is in the
+// way of unrolling: else they lie in memory.
 override GROUP: u32; // query heads of a KV head
-override HEADS_WG: u32;
-override SPANS: u32;    // of the context
+override SPANS: u32;    // at most
 override VISIBLE: u32;  // sliding window in positions, 0: none
 override SINKS: u32;
 override WINDOW: u32;
-override K_TYPE: u32;
-override K_ROWS: u32;
-override K_SCALES: u32;
-override K_RECORDS: u32; // where the records begin
-override K_SIGNS: u32;
-override V_TYPE: u32;
-override V_ROWS: u32;
-override V_SCALES: u32;
-override V_RECORDS: u32;
-override V_SIGNS: u32;
-override CONTEXT: u32; // records of a head
 @group(0) @binding(0) var<storage, read> step: array<u32>;
-@group(0) @binding(1) var<storage, read> query: array<vec4<u32>>; // (D + 4) / 4 a head
-@group(0) @binding(2) var<storage, read> k4: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> k1: array<u32>; // the same
-@group(0) @binding(4) var<storage, read> vs: array<u32>;
-@group(0) @binding(5) var<storage, read> v4: array<vec4<u32>>; // the same
 @group(0) @binding(6) var<storage, read_write> partial: array<f32>;
-var<workgroup> s: array<f32, HEADS_WG * 256u>;
-var<workgroup> red: array<vec4f, 256>;
-var<workgroup> out: array<f32, HEADS_WG * D>;
+var<workgroup> tops: array<atomic<u32>, HEADS_WG * 4u>; // four a head: fewer wait for each other
+var<workgroup> scales: array<u32, 64>; // of the records of values of a tile
+var<private> unit: vec2f; // of the position's value: logarithm; inverse, negative where it is of no weight
+var<private> top: array<f32, MOST_HEADS>;
+var<private> sum: array<vec2f, MOST_HEADS>; // of exponentials, of integer weights
 const LOWEST = -3.0e38;
 
-fn record_words() -> u32 { return (D / 16u + 3u) / 4u * 4u; }
-fn sign_words() -> u32 { return D / 32u; }
+// The q8 row of a position that is none of the records; the first `begin` are sinks.
+fn recent_row(p: u32, begin: u32) -> u32 {
+  return select(SINKS + p % max(WINDOW, 1u), p, p < begin);
+}
 
-// The scale byte of a record whose words begin at `at`.
-fn scale_byte(k: bool, at: u32) -> u32 {
-  var b = 0u;
-  if (D == 128u) { // bit 23 of each word
-    var c = v4[at / 4u];
-    var d = v4[at / 4u + 1u];
-    if (k) {
-      c = k4[at / 4u];
-      d = k4[at / 4u + 1u];
-    }
-    c = (c >> vec4<u32>(23u)) & vec4<u32>(1u);
-    d = (d >> vec4<u32>(23u)) & vec4<u32>(1u);
-    return c.x | (c.y << 1u) | (c.z << 2u) | (c.w << 3u) |
-           ((d.x | (d.y << 1u) | (d.z << 2u) | (d.w << 3u)) << 4u);
+// Floats in the order of integers.
+fn key_of(x: f32) -> u32 {
+  let u = bitcast<u32>(x);
+  return select(~u, u | 0x80000000u, u < 0x80000000u);
+}
+fn float_of(key: u32) -> f32 {
+  return bitcast<f32>(select(~key, key & 0x7fffffffu, key >= 0x80000000u));
+}
+
+fn scores(i: u32, head: u32, kv: u32, p: u32, begin: u32, records: u32) {
+  unit = vec2f(0.0, 1.0);
+  if (V_TYPE >= 3u && p >= begin && p < records) {
+    let b = (scales[i / 4u] >> (8u * (i % 4u))) & 255u;
+    unit.x = log_unit(max(b, 1u), V_TYPE);
+    unit.y = exp2(-unit.x) * select(1.0, -1.0, b == 0u);
   }
-  for (var g = 0u; g < 8u; g++) {
-    let t = (2u * g + 1u) * (D / 4u) / 16u;
+  score_position(head, kv, p, begin, records);
+  for (var h = 0u; h < HEADS_WG; h++) {
+    score[h] = score[h] * 1.44269504 + unit.x;
+    atomicMax(&tops[4u * h + i / 8u % 4u], key_of(score[h]));
+  }
+}
+
+// New top of each head; acc and sum are brought to it.
+fn raise() {
+  for (var h = 0u; h < HEADS_WG; h++) {
+    let t = float_of(max(max(atomicLoad(&tops[4u * h]), atomicLoad(&tops[4u * h + 1u])),
+                         max(atomicLoad(&tops[4u * h + 2u]), atomicLoad(&tops[4u * h + 3u]))));
+    let f = exp2(top[h] - t);
+    top[h] = t;
+    sum[h] *= f;
+    acc[h] *= f;
+    if (VECTORS == 2u) { acc_high[h] *= f; }
+  }
+}
+
+fn weights(i: u32, kv: u32, p: u32, seen: bool, begin: u32, records: u32) {
+  let as_record = V_TYPE >= 3u && p >= begin && p < records;
+  var scale = 1.0;
+  if (seen && V_TYPE > 0u && !as_record) {
+    let row = select(p, recent_row(p, begin), V_TYPE >= 3u);
+    scale = bitcast<f32>(vs[V_SCALES + kv * V_ROWS + row]);
+    if (V_TYPE >= 3u) { scale *= select(16383.0, 16383.0 / 2.0, V_TYPE == 3u); }
+  }
+  for (var h = 0u; h < HEADS_WG; h++) {
+    var w = 0.0;
     var c = 0u;
-    if (k) { c = k1[at + t / 4u]; } else { c = vs[at + t / 4u]; }
-    b |= ((c >> (8u * (t % 4u) + 7u)) & 1u) << g;
-  }
-  return b;
-}
-
-// Whether side `kind` reads position p as a q8 row, and which: rows of records are the recent ones.
-fn recent_row(p: u32, records: u32) -> u32 {
-  return select(SINKS + p % max(WINDOW, 1u), p, p < min(SINKS, records));
-}
-fn as_record(kind: u32, p: u32, records: u32) -> bool {
-  return kind >= 3u && p >= min(SINKS, records) && p < records;
-}
-
-fn dot16(a: vec4<u32>, b: vec4<u32>) -> i32 {
-  return idot(a.x, b.x) + idot(a.y, b.y) + idot(a.z, b.z) + idot(a.w, b.w);
-}
-
-fn word_dots(c: u32, before: u32, sg: u32) -> vec4<u32> {
-  let st = states(c, before);
-  return vec4<u32>(lanes_of(st.x, K_TYPE, sg), lanes_of(st.y, K_TYPE, sg >> 4u),
-                   lanes_of(st.z, K_TYPE, sg >> 8u), lanes_of(st.w, K_TYPE, sg >> 12u));
-}
-
-fn score_record(i: u32, head: u32, kv: u32, p: u32) {
-  let at = K_RECORDS + (kv * CONTEXT + p) * record_words();
-  let signs = K_SIGNS + (kv * CONTEXT + p) * sign_words();
-  var dots: array<i32, 8>;
-  var before = 0u;
-  for (var j = 0u; j < D / 16u; j += 4u) { // a vector; words behind the record have no query
-    let c = k4[(at + j) / 4u];
-    var sg = vec2u();
-    if (K_TYPE == 3u) {
-      sg.x = k1[signs + j / 2u];
-      if (j + 2u < D / 16u) { sg.y = k1[signs + j / 2u + 1u]; }
-    }
-    var u = array<vec4<u32>, 4>(word_dots(c.x, before, sg.x), word_dots(c.y, c.x, sg.x >> 16u),
-                                word_dots(c.z, c.y, sg.y), word_dots(c.w, c.z, sg.y >> 16u));
-    before = c.w;
-    for (var h = 0u; h < HEADS_WG; h++) {
-      let q = (head + h) * (D + 4u) / 4u + D / 16u + j;
-      for (var w = 0u; w < 4u; w++) {
-        if (j + w < D / 16u) { dots[h] += dot16(u[w], query[q + w]); }
-      }
-    }
-  }
-  let rms = kv_rms(scale_byte(true, at));
-  for (var h = 0u; h < HEADS_WG; h++) {
-    let q = query[((head + h) * (D + 4u) + D) / 4u]; // scale, sum
-    let sum = bitcast<i32>(q.y);
-    let unit = select(rms * (1.0 / 1.40), rms * (0.25 / 1.38), K_TYPE == 3u);
-    let total = select(dots[h] - 4 * sum, 2 * dots[h] - 31 * sum, K_TYPE == 3u);
-    s[h * 256u + i] = unit * bitcast<f32>(q.x) * f32(total);
+    if (seen) { w = exp2(score[h] - top[h]); }
+    if (as_record && unit.y > 0.0) { c = min(u32(w * 16383.0 + 0.5), 16383u); }
+    sum[h] += vec2f(w * abs(unit.y), f32(c));
+    pair[h * 256u + i] = vec2<u32>(c >> 7u, c & 127u);
+    red[h * 256u + i] = w * scale;
   }
 }
 
-fn score_q8(i: u32, head: u32, kv: u32, row: u32) {
-  let at = (kv * K_ROWS + row) / 16u * (D / 16u) * 16u + row % 16u;
-  let scale = bitcast<f32>(k1[K_SCALES + kv * K_ROWS + row]);
-  var dots: array<i32, 8>;
-  for (var j = 0u; j < D / 16u; j++) {
-    let c = k4[at + 16u * j];
-    for (var h = 0u; h < HEADS_WG; h++) {
-      dots[h] += dot16(c, query[(head + h) * (D + 4u) / 4u + j]);
-    }
-  }
-  for (var h = 0u; h < HEADS_WG; h++) {
-    let q = query[((head + h) * (D + 4u) + D) / 4u];
-    s[h * 256u + i] = bitcast<f32>(q.x) * scale * f32(dots[h]);
-  }
-}
-
-
-fn score_f16(i: u32, head: u32, kv: u32, row: u32) {
-  let at = (kv * K_ROWS + row) / 16u * (D / 8u) * 16u + row % 16u;
-  var dots: array<f32, 8>;
-  for (var j = 0u; j < D / 8u; j++) {
-    let c = k4[at + 16u * j];
-    let x = vec4f(unpack2x16float(c.x), unpack2x16float(c.y));
-    let y = vec4f(unpack2x16float(c.z), unpack2x16float(c.w));
-    for (var h = 0u; h < HEADS_WG; h++) {
-      let q = (head + h) * (D + 4u) / 4u + 2u * j;
-      dots[h] += dot(x, bitcast<vec4f>(query[q])) + dot(y, bitcast<vec4f>(query[q + 1u]));
-    }
-  }
-  for (var h = 0u; h < HEADS_WG; h++) { s[h * 256u + i] = dots[h]; }
-}
-
-// Scores to weights; largest score and sum of each head to partial. A head has 256 / HEADS_WG
-// invocations, a power of two.
-fn softmax(i: u32, head: u32, span: u32, p0: u32, first: u32, end: u32) {
-  let lanes = 256u / HEADS_WG;
-  let h = i / lanes;
-  let l = i % lanes;
-  var top = LOWEST;
-  for (var p = l; p < 256u; p += lanes) {
-    if (p0 + p >= first && p0 + p < end) { top = max(top, s[h * 256u + p]); }
-  }
-  red[i].x = top;
+// The sum of x over the workgroup, x.y by the way of x.x.
+fn total(i: u32, x: vec2f) -> vec2f {
   workgroupBarrier();
-  for (var w = lanes / 2u; w > 0u; w >>= 1u) {
-    if (l < w) { red[i].x = max(red[i].x, red[i + w].x); }
-    workgroupBarrier();
-  }
-  top = red[h * lanes].x;
-  var sum = 0.0;
-  for (var p = l; p < 256u; p += lanes) {
-    var e = 0.0;
-    if (p0 + p >= first && p0 + p < end) { e = exp(s[h * 256u + p] - top); }
-    s[h * 256u + p] = e;
-    sum += e;
-  }
-  red[i].y = sum;
+  red[i] = x.x;
+  red[256u + i] = x.y;
   workgroupBarrier();
-  for (var w = lanes / 2u; w > 0u; w >>= 1u) {
-    if (l < w) { red[i].y += red[i + w].y; }
-    workgroupBarrier();
+  if (i < 32u) {
+    var t = 0.0;
+    for (var k = 0u; k < 16u; k++) { t += red[i / 16u * 256u + 16u * k + i % 16u]; }
+    red[512u + i] = t;
   }
-  if (l == 0u) {
-    let at = ((head + h) * SPANS + span) * (D + 4u) + D;
-    partial[at] = top;
-    partial[at + 1u] = red[i].y;
+  workgroupBarrier();
+  var t = vec2f();
+  for (var k = 0u; k < 16u; k++) { t += vec2f(red[512u + k], red[528u + k]); }
+  return t;
+}
+
+// Coordinate of lane c of vector e of a column.
+fn coordinate(column: u32, e: u32, c: u32) -> u32 {
+  if (V_TYPE >= 3u) { return c * (D / 4u) + column; }
+  return 4u * (VECTORS * column + e) + c;
+}
+
+// Adds one vector of each column over the slices, less the offset of u.
+fn store_vector(i: u32, at: u32, e: u32, x: vec4f, weight: f32) {
+  workgroupBarrier();
+  red[i] = x.x;
+  red[256u + i] = x.y;
+  red[512u + i] = x.z;
+  red[768u + i] = x.w;
+  workgroupBarrier();
+  if (i < 4u * COLUMNS) {
+    var y = 0.0;
+    for (var k = 0u; k < SLICES; k++) { y += red[i / COLUMNS * 256u + k * COLUMNS + i % COLUMNS]; }
+    if (V_TYPE == 4u) { y = (y - 4.0 * weight) * (1.0 / 16383.0); }
+    if (V_TYPE == 3u) { y = (2.0 * y - 31.0 * weight) * (1.0 / 16383.0); }
+    partial[at + coordinate(i % COLUMNS, e, i / COLUMNS)] = y;
   }
 }
 
-// Adds x, coordinates at, at + 1 * stride.. of each invocation, over the slices of `words`.
-fn add_slices(i: u32, words: u32, slices: u32, x: vec4f, at: u32, stride: u32, n: u32) {
-  workgroupBarrier();
-  red[i] = x;
-  workgroupBarrier();
-  if (i < words) {
-    var sum = vec4f();
-    for (var e = 0u; e < slices; e++) { sum += red[e * words + i]; }
-    for (var c = 0u; c < n; c++) { out[at + c * stride] += sum[c]; }
+fn store(i: u32, at: u32, t: f32, sums: vec2f, x: vec4f, y: vec4f) {
+  let s = total(i, sums);
+  store_vector(i, at, 0u, x, s.y);
+  if (VECTORS == 2u) { store_vector(i, at, 1u, y, 0.0); }
+  if (i == 0u) {
+    partial[at + D] = t * 0.693147181;
+    partial[at + D + 1u] = s.x;
   }
-}
-
-// Weights of the records, times their units, become integers of 14 bits (round_weights() of
-// kern/kv_scalar.c); returns the step they are multiples of. A head at a time.
-fn round_weights(i: u32, h: u32, used: bool) -> f32 {
-  var w = 0.0;
-  if (used) { w = s[h * 256u + i]; }
-  workgroupBarrier();
-  red[i].x = w;
-  workgroupBarrier();
-  for (var n = 128u; n > 0u; n >>= 1u) {
-    if (i < n) { red[i].x = max(red[i].x, red[i + n].x); }
-    workgroupBarrier();
-  }
-  let top = red[0].x;
-  var c = 0u;
-  if (top > 0.0) { c = min(u32(w * (16383.0 / top) + 0.5), 16383u); }
-  workgroupBarrier();
-  red[i] = vec4f(bitcast<f32>(c), 0.0, 0.0, 0.0);
-  workgroupBarrier();
-  if (top >= 0.0) { return top * (1.0 / 16383.0); }
-  return top; // no number
-}
-
-// Two 16-bit sums a word: values of at most 31 times 7 bits of weight, for at most 16 positions.
-fn accum_records(i: u32, h: u32, kv: u32, p0: u32, first: u32, end: u32) {
-  let words = D / 16u;
-  let slices = 256u / words;
-  let j = i % words;
-  let unit = round_weights(i, h, p0 + i >= first && p0 + i < end);
-  var high: array<vec2u, 4>; // of the four steps: lanes 0 and 2, lanes 1 and 3
-  var low: array<vec2u, 4>;
-  var total = 0u;
-  if (i < slices * words) {
-    for (var p = first + i / words; p < end; p += slices) {
-      let at = V_RECORDS + (kv * CONTEXT + p) * record_words() + j;
-      let c = vs[at];
-      var before = 0u;
-      if (j > 0u) { before = vs[at - 1u]; }
-      var sg = 0u;
-      if (V_TYPE == 3u) {
-        sg = vs[V_SIGNS + (kv * CONTEXT + p) * sign_words() + j / 2u] >> (16u * (j % 2u));
-      }
-      let weight = bitcast<u32>(red[p - p0].x);
-      let up = weight >> 7u;
-      let down = weight & 127u;
-      let st = states(c, before);
-      for (var t = 0u; t < 4u; t++) {
-        let u = lanes_of(st[t], V_TYPE, sg >> (4u * t));
-        let pair = vec2u(u & 0x00ff00ffu, (u >> 8u) & 0x00ff00ffu);
-        high[t] += pair * up;
-        low[t] += pair * down;
-      }
-      total += weight;
-    }
-  }
-  for (var t = 0u; t < 4u; t++) {
-    let a = vec4<u32>(high[t] & vec2u(0xffffu), high[t] >> vec2u(16u));
-    let b = vec4<u32>(low[t] & vec2u(0xffffu), low[t] >> vec2u(16u));
-    let sum = vec4<i32>(a * 128u + b);
-    let n = i32(total);
-    let x = select(sum - vec4<i32>(4 * n), 2 * sum - vec4<i32>(31 * n), V_TYPE == 3u);
-    add_slices(i, words, slices, unit * vec4f(x), h * D + 4u * j + t, D / 4u, 4u);
-  }
-}
-
-// Positions first..end-1 that are q8 rows.
-fn accum_q8(i: u32, h: u32, kv: u32, p0: u32, first: u32, end: u32, records: u32) {
-  let words = D / 4u;
-  let slices = 256u / words;
-  let j = i % words;
-  var acc = vec4f();
-  if (i < slices * words) {
-    for (var p = first + i / words; p < end; p += slices) {
-      if (as_record(V_TYPE, p, records)) { continue; }
-      var row = p;
-      if (V_TYPE >= 3u) { row = recent_row(p, records); }
-      let c = vs[(kv * V_ROWS + row) * words + j];
-      let weight = s[h * 256u + p - p0] * bitcast<f32>(vs[V_SCALES + kv * V_ROWS + row]);
-      acc += weight * vec4f(bitcast<vec4<i32>>(vec4<u32>(c << 24u, c << 16u, c << 8u, c)) >>
-                            vec4<u32>(24u));
-    }
-  }
-  add_slices(i, words, slices, acc, h * D + 4u * j, 1u, 4u);
-}
-
-// Positions first..end-1, f16 rows, eight values a vector.
-fn accum_f16(i: u32, h: u32, kv: u32, p0: u32, first: u32, end: u32) {
-  let words = D / 8u;
-  let slices = 256u / words;
-  let j = i % words;
-  var x = vec4f();
-  var y = vec4f();
-  if (i < slices * words) {
-    for (var p = first + i / words; p < end; p += slices) {
-      let c = v4[(kv * V_ROWS + p) * words + j];
-      let weight = s[h * 256u + p - p0];
-      x += weight * vec4f(unpack2x16float(c.x), unpack2x16float(c.y));
-      y += weight * vec4f(unpack2x16float(c.z), unpack2x16float(c.w));
-    }
-  }
-  add_slices(i, words, slices, x, h * D + 8u * j, 1u, 4u);
-  add_slices(i, words, slices, y, h * D + 8u * j + 4u, 1u, 4u);
 }
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u32) {
   let head = wg.x * HEADS_WG;
   let kv = head / GROUP;
-  let span = wg.y;
   let pos = step[1];
   let records = step[2];
-  let p0 = span * 256u;
-  let p = p0 + i;
-  var first = p0;
-  if (VISIBLE > 0u && pos + 1u > VISIBLE) { first = max(first, pos + 1u - VISIBLE); }
-  let end = min(pos + 1u, p0 + 256u);
-  for (var j = i; j < HEADS_WG * D; j += 256u) { out[j] = 0.0; }
-  if (p >= first && p < end) {
-    if (K_TYPE == 0u) {
-      score_f16(i, head, kv, p);
-    } else if (K_TYPE == 1u) {
-      score_q8(i, head, kv, p);
-    } else if (as_record(K_TYPE, p, records)) {
-      score_record(i, head, kv, p);
-    } else {
-      score_q8(i, head, kv, recent_row(p, records));
-    }
-  }
+  let begin = min(SINKS, records); // of records
+  let tiles = span_tiles(pos, SPANS);
+  var visible = 0u;
+  if (VISIBLE > 0u && pos + 1u > VISIBLE) { visible = pos + 1u - VISIBLE; }
+  for (var h = 0u; h < HEADS_WG; h++) { top[h] = LOWEST; }
+  var e = max(wg.y * tiles, visible / 256u);
+  let last = min((wg.y + 1u) * tiles, pos / 256u + 1u);
+  if (V_TYPE >= 3u && i < 64u) { scales[i] = value_scales(kv, 256u * e + 4u * i); }
   workgroupBarrier();
-  softmax(i, head, span, p0, first, end);
-  workgroupBarrier();
-  let begin = max(first, min(SINKS, records)); // records of values
-  let to = min(end, records);
-  if (V_TYPE >= 3u && begin < to) {
-    if (p >= begin && p < to) {
-      let rms = kv_rms(scale_byte(false, V_RECORDS + (kv * CONTEXT + p) * record_words()));
-      let unit = select(rms * (1.0 / 1.40), rms * (0.25 / 1.38), V_TYPE == 3u);
-      for (var h = 0u; h < HEADS_WG; h++) { s[h * 256u + i] *= unit; }
-    }
+  for (; e < last; e++) {
+    let p0 = 256u * e;
+    let first = max(p0, visible);
+    let end = min(pos + 1u, p0 + 256u);
+    let p = p0 + i;
+    let seen = p >= first && p < end;
+    if (seen) { scores(i, head, kv, p, begin, records); }
     workgroupBarrier();
-    for (var h = 0u; h < HEADS_WG; h++) { accum_records(i, h, kv, p0, begin, to); }
+    raise();
+    weights(i, kv, p, seen, begin, records);
+    if (V_TYPE >= 3u && i < 64u) { scales[i] = value_scales(kv, p0 + 256u + 4u * i); }
+    workgroupBarrier();
+    accum(i, kv, p0, first, end, begin, records);
   }
-  if (V_TYPE == 0u) {
-    for (var h = 0u; h < HEADS_WG; h++) { accum_f16(i, h, kv, p0, first, end); }
-  } else if (V_TYPE == 1u || first < begin || end > to) {
-    for (var h = 0u; h < HEADS_WG; h++) { accum_q8(i, h, kv, p0, first, end, records); }
-  }
-  workgroupBarrier();
-  for (var j = i; j < HEADS_WG * D; j += 256u) {
-    partial[((head + j / D) * SPANS + span) * (D + 4u) + j % D] = out[j];
+  let at = (head * SPANS + wg.y) * (D + 4u);
+  let next = SPANS * (D + 4u);
+  store(i, at, top[0], sum[0], acc[0], acc_high[0]);
+  if (HEADS_WG > 1u) { store(i, at + next, top[1], sum[1], acc[1], acc_high[1]); }
+  if (HEADS_WG > 2u) {
+    store(i, at + 2u * next, top[2], sum[2], acc[2], acc_high[2]);
+    store(i, at + 3u * next, top[3], sum[3], acc[3], acc_high[3]);
   }
 }

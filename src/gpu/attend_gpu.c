@@ -21,8 +21,18 @@ bool gpu_has_kv(int type, int head_dim) {
     return is_record(type) && head_dim % 32 == 0;
 }
 
+/* Query heads of a workgroup: a power of two that divides the group, of at most MOST_HEADS. */
+static int heads_of_workgroup(const GpuHeads *h) {
+    int group = h->n_heads / h->n_kv_heads, n = 4;
+    while (group % n != 0) n /= 2;
+    return n;
+}
+
+/* Most spans of a head: enough for 1024 workgroups, which fill any GPU and leave merge.wgsl little
+ * to do. */
 static size_t n_spans(const GpuHeads *h) {
-    return (size_t)h->n_ctx / SPAN + 1;
+    int most = MAX(1024 * heads_of_workgroup(h) / h->n_heads, 16);
+    return MIN((size_t)most, (size_t)h->n_ctx / SPAN + 1);
 }
 
 size_t gpu_query_bytes(const GpuHeads *h) {
@@ -33,11 +43,15 @@ size_t gpu_partial_bytes(const GpuHeads *h) {
     return (size_t)h->n_heads * n_spans(h) * ((size_t)h->head_dim + 4) * sizeof(float);
 }
 
+/* Records of a head, whole blocks. */
+static size_t context(const GpuHeads *h) {
+    return ((size_t)h->n_ctx + KV_BLOCK - 1) / KV_BLOCK * KV_BLOCK;
+}
+
 /* Rows of f16 or q8 and the scales of the latter; with records the rows are the recent ones. */
 void gpu_kv_side(GpuOps *o, GpuKvSide *s, const GpuHeads *h, int type, bool key) {
-    size_t d = (size_t)h->head_dim, heads = (size_t)h->n_kv_heads, n_ctx = (size_t)h->n_ctx;
+    size_t d = (size_t)h->head_dim, heads = (size_t)h->n_kv_heads, n_ctx = context(h);
     size_t rows = is_record(type) ? (size_t)(h->sinks + h->recent) : n_ctx, words;
-    (void)key;
     *s = (GpuKvSide){ .type = type, .rows = (rows + 15) / 16 * 16 };
     words = heads * s->rows * (type == KV_F16 ? d / 2 : d / 4);
     s->scales = words;
@@ -45,7 +59,7 @@ void gpu_kv_side(GpuOps *o, GpuKvSide *s, const GpuHeads *h, int type, bool key)
     if (is_record(type)) {
         words = (words + 3) / 4 * 4;
         s->records = words;
-        words += heads * n_ctx * ((d / 16 + 3) / 4 * 4);
+        words += heads * n_ctx * (key ? (d + 63) / 64 * 4 : d / 16);
         s->signs = words;
         if (type == KV_K3) words += heads * n_ctx * (d / 32);
     }
@@ -95,19 +109,10 @@ void gpu_op_heads(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId x, GpuId bias,
                  (uint32_t)(h->n_heads + 2 * h->n_kv_heads), 1);
 }
 
-/* Query heads of a workgroup: a power of two that divides the group and fits workgroup memory. */
-static int heads_of_workgroup(const GpuOps *o, const GpuHeads *h) {
-    int group = h->n_heads / h->n_kv_heads, n = 8;
-    while (n > 1 && (group % n != 0 || (uint32_t)(n * (SPAN + h->head_dim) * 4 + SPAN * 16) >
-                                           o->caps->workgroup_bytes))
-        n /= 2;
-    return n;
-}
-
 void gpu_op_attend(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId out, const GpuKvSide *k,
                    const GpuKvSide *v, bool unmerged) {
     if (o->r != 0) return;
-    int per = heads_of_workgroup(o, h);
+    int per = heads_of_workgroup(h);
     const GpuConst consts[] = {
         { "D", h->head_dim },
         { "GROUP", h->n_heads / h->n_kv_heads },
@@ -116,7 +121,7 @@ void gpu_op_attend(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId out, const Gp
         { "VISIBLE", h->window },
         { "SINKS", h->sinks },
         { "WINDOW", MAX(h->recent, 1) },
-        { "CONTEXT", h->n_ctx },
+        { "CONTEXT", (double)context(h) },
         { "K_TYPE", k->type },
         { "K_ROWS", (double)k->rows },
         { "K_SCALES", (double)k->scales },
@@ -130,6 +135,7 @@ void gpu_op_attend(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId out, const Gp
     };
     const GpuRange ranges[] = { all(h->step),   all(h->query),  all(k->buffer), all(k->buffer),
                                 all(v->buffer), all(v->buffer), all(h->partial) };
+    l->spans = (int)n_spans(h);
     gpu_list_add(o, l, "attend", consts, ARRAY_LEN(consts), ranges, ARRAY_LEN(ranges),
                  (uint32_t)(h->n_heads / per), 0);
     const GpuConst merge[] = { { "D", h->head_dim },
@@ -169,7 +175,7 @@ void gpu_op_encode(GpuOps *o, GpuList *l, const GpuHeads *h, GpuId weights, cons
         { "SCALES", (double)s->scales },
         { "RECORDS", (double)s->records },
         { "SIGNS", (double)s->signs },
-        { "CONTEXT", h->n_ctx },
+        { "CONTEXT", (double)context(h) },
         { "SINKS", h->sinks },
         { "WINDOW", MAX(h->recent, 1) },
     };

@@ -9,14 +9,14 @@ override ROWS: u32;
 override SCALES: u32;
 override RECORDS: u32;
 override SIGNS: u32;
-override CONTEXT: u32;
+override CONTEXT: u32; // a multiple of 16
 override SINKS: u32;
 override WINDOW: u32;
 const BEAM = 8u;
 @group(0) @binding(0) var<storage, read> step: array<u32>;
 @group(0) @binding(1) var<storage, read> weights: array<vec4f>; // of the lanes' errors, by head
-@group(0) @binding(2) var<storage, read_write> rows: array<u32>;
-var<workgroup> x: array<f32, 256>;
+@group(0) @binding(2) var<storage, read_write> rows: array<atomic<u32>>;
+var<workgroup> x: array<f32, 256>; // in the order of records: lane i of step t at 4t + i
 var<workgroup> lut: array<u32, 768>;    // (step, lane, 3): costs of p = 0..8, a byte each
 var<workgroup> trace: array<u32, 1040>; // (step, 16) survivors: state | parent << 8
 var<workgroup> costs: array<u32, 16>;
@@ -40,13 +40,14 @@ fn scale_byte_of(rms: f32) -> u32 {
 }
 
 fn row_word(head: u32, row: u32, j: u32) -> u32 {
-  if (KEYS == 0u) { return rows[(head * ROWS + row) * (D / 4u) + j]; }
-  return rows[(((head * ROWS + row) / 16u * (D / 16u) + j / 4u) * 16u + row % 16u) * 4u + j % 4u];
+  if (KEYS == 0u) { return atomicLoad(&rows[(head * ROWS + row) * (D / 4u) + j]); }
+  return atomicLoad(
+      &rows[(((head * ROWS + row) / 16u * (D / 16u) + j / 4u) * 16u + row % 16u) * 4u + j % 4u]);
 }
 
 // Costs of lane i of step t as 4t + i: x less each value, squared, in 1/8 or 1/16, at most 63.
 fn make_lut(k: u32, inverse: f32, weight: f32) {
-  var w = x[k % 4u * (D / 4u) + k / 4u] * inverse;
+  var w = x[k] * inverse;
   if (KIND == 3u) { w = abs(w); }
   w = clamp(w, -16.0, 16.0);
   var f: array<f32, 12>;
@@ -130,26 +131,46 @@ fn advance(i: u32, t: u32, n: u32, half: u32) -> u32 {
   return min(count, 2u * BEAM);
 }
 
-fn store_record(i: u32, head: u32, p: u32) {
-  let nb = D / 4u;
-  if (i < nb / 4u) {
-    let at = RECORDS + (head * CONTEXT + p) * ((D / 16u + 3u) / 4u * 4u) + i;
+// Bits of a word, of which others belong to other records.
+fn put_bits(at: u32, mask: u32, bits: u32) {
+  atomicAnd(&rows[at], ~mask);
+  atomicOr(&rows[at], bits);
+}
+
+// The signs of step t, bit 8i for lane i: set where x has the other sign than p - 4.25.
+fn signs_of(t: u32) -> u32 {
+  var before = 0u;
+  if (t > 0u) { before = code[t - 1u]; }
+  let u = t4(before | (code[t] << 8u));
+  var s = 0u;
+  for (var l = 0u; l < 4u; l++) {
+    let minus = (x[4u * t + l] < 0.0) != (((u >> (8u * l)) & 255u) < 5u);
+    s |= select(0u, 1u, minus) << (8u * l);
+  }
+  return s;
+}
+
+fn store_key(i: u32, row: u32) {
+  if (i < D / 16u) {
     let c = 4u * i;
-    rows[at] = code[c] | (code[c + 1u] << 8u) | (code[c + 2u] << 16u) | (code[c + 3u] << 24u);
+    let at = (row / 16u * ((D + 63u) / 64u) + i / 4u) * 16u + row % 16u;
+    atomicStore(&rows[RECORDS + 4u * at + i % 4u], code[c] | (code[c + 1u] << 8u) |
+                                                    (code[c + 2u] << 16u) | (code[c + 3u] << 24u));
   }
   if (KIND == 3u && i < D / 32u) {
     var word = 0u;
-    for (var e = 0u; e < 8u; e++) {
-      let t = 8u * i + e;
-      var before = 0u;
-      if (t > 0u) { before = code[t - 1u]; }
-      let u = t4(before | (code[t] << 8u));
-      for (var l = 0u; l < 4u; l++) { // set where x has the other sign than p - 4.25
-        let minus = (x[l * nb + t] < 0.0) != (((u >> (8u * l)) & 255u) < 5u);
-        word |= select(0u, 1u, minus) << (4u * e + l);
-      }
-    }
-    rows[SIGNS + (head * CONTEXT + p) * (D / 32u) + i] = word;
+    for (var e = 0u; e < 8u; e++) { word |= signs_of(8u * i + e) << e; }
+    atomicStore(&rows[SIGNS + (row / 16u * (D / 32u) + i) * 16u + row % 16u], word);
+  }
+}
+
+fn store_value(t: u32, row: u32) {
+  if (t >= D / 4u) { return; }
+  let at = row / 16u * (D / 4u) + t;
+  let r = row % 16u;
+  put_bits(RECORDS + 4u * at + r / 4u, 255u << (8u * (r % 4u)), code[t] << (8u * (r % 4u)));
+  if (KIND == 3u) {
+    put_bits(SIGNS + 2u * at + r / 8u, 0x01010101u << (r % 8u), signs_of(t) << (r % 8u));
   }
 }
 
@@ -161,7 +182,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u3
   let head = wg.x;
   let row = SINKS + p % WINDOW;
   let nb = D / 4u;
-  var scale = bitcast<f32>(rows[SCALES + head * ROWS + row]);
+  var scale = bitcast<f32>(atomicLoad(&rows[SCALES + head * ROWS + row]));
   if (magnitude(scale) >= INFINITE) { scale = 0.0; }
   if (i < D) {
     let c = bitcast<i32>(row_word(head, row, i / 4u) << (24u - 8u * (i % 4u))) >> 24u;
@@ -183,7 +204,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u3
   for (var t = 0u; t < nb; t++) {
     var half = 2u;
     for (var g = 0u; g < 8u; g++) {
-      if ((2u * g + 1u) * nb / 16u == t) { half = (b >> g) & 1u; }
+      if (scale_step(g, D) == t) { half = (b >> g) & 1u; }
     }
     n = advance(i, t, n, half);
   }
@@ -199,5 +220,5 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u3
     }
   }
   workgroupBarrier();
-  store_record(i, head, p);
+  if (KEYS == 1u) { store_key(i, head * CONTEXT + p); } else { store_value(i, head * CONTEXT + p); }
 }

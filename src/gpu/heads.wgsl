@@ -84,8 +84,14 @@ fn codes(j: vec4<u32>, h: u32) -> vec4<i32> {
   return vec4<i32>(round(vec4f(v[j.x], v[j.y], v[j.z], v[j.w]) * divide(1.0, from_f16(h))));
 }
 
-// f32 with the scale of attention where K is f16; else int8 codes in order, the same in the order of
-// records (byte i of word t: i * D / 4 + t), scale and sum. D + 4 words a head.
+// The coordinates of word t of a row: beside records in their order.
+fn of_word(t: u32, kind: u32) -> vec4<u32> {
+  if (kind >= 3u) { return vec4<u32>(0u, 1u, 2u, 3u) * (D / 4u) + t; }
+  return vec4<u32>(0u, 1u, 2u, 3u) + 4u * t;
+}
+
+// f32 with the scale of attention where K is f16; else int8 codes as those of a row, scale and sum.
+// D + 4 words a head.
 fn put_query(i: u32, head: u32) {
   let at = head * (D + 4u);
   for (var j = i; j < D; j += 128u) { v[j] *= SCALE; }
@@ -98,10 +104,8 @@ fn put_query(i: u32, head: u32) {
   let words = D / 4u;
   var sum = 0;
   if (i < words) {
-    let c = codes(vec4<u32>(4u * i, 4u * i + 1u, 4u * i + 2u, 4u * i + 3u), h);
+    let c = codes(of_word(i, K_TYPE), h);
     query[at + i] = pack4(c);
-    query[at + words + i] =
-        pack4(codes(vec4<u32>(i, i + words, i + 2u * words, i + 3u * words), h));
     sum = c.x + c.y + c.z + c.w;
   }
   part[i] = f32(sum);
@@ -109,8 +113,8 @@ fn put_query(i: u32, head: u32) {
   if (i == 0u) {
     var total = 0.0;
     for (var j = 0u; j < words; j++) { total += part[j]; }
-    query[at + D] = bitcast<u32>(from_f16(h));
-    query[at + D + 1u] = bitcast<u32>(i32(total));
+    query[at + words] = bitcast<u32>(from_f16(h));
+    query[at + words + 1u] = bitcast<u32>(i32(total));
   }
 }
 
@@ -143,9 +147,8 @@ fn put_row(i: u32, side: u32, head: u32) {
     row = SINKS + pos % WINDOW;
     if (pos < SINKS) { sink = pos; }
   }
-  let c = 4u * i;
   if (i < D / 4u) {
-    let word = pack4(codes(vec4<u32>(c, c + 1u, c + 2u, c + 3u), h));
+    let word = pack4(codes(of_word(i, kind), h));
     put_word(side, word_at(side, head, rows, row, D / 4u, i), word);
     if (sink < rows) { put_word(side, word_at(side, head, rows, sink, D / 4u, i), word); }
   }

@@ -19,7 +19,6 @@ var<workgroup> part: array<vec4<i32>, GROUPS_WG * SLICES>;
 
 // t4() of a state times T4_MUL up to sums of two nibbles of each byte, which are 4 too large: a field
 // that holds one more than its ones needs no mask where it is added.
-const T4_MUL = 0xD664883Du;
 fn nibbles(product: u32) -> u32 {
   var x = product + (product >> 13u);
   x += (~x & 0xAAAAAAAAu) >> 1u; // pairs of bits: their ones and 1

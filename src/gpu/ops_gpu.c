@@ -66,7 +66,7 @@ static const struct {
     { "heads_s", { "mul_heads", "mul_s", "mul", "mul_next" } },
     { "mul_t", { "mul_t" } },
     { "heads", { "basis", "heads" } },
-    { "attend", { "records", "attend" } },
+    { "attend", { "records", "attend_k", "attend_v", "attend" } },
     { "merge", { "basis", "merge" } },
     { "encode", { "records", "encode" } },
     { "embed", { "embed" } },
@@ -145,11 +145,12 @@ void gpu_list_free(GpuOps *o, GpuList *l) {
 }
 
 void gpu_list_run(const GpuOps *o, const GpuList *l, int pos) {
-    uint32_t spans = (uint32_t)pos / 256 + 1;
-    int other = spans == 1 ? GPU_MORE_SPANS : GPU_ONE_SPAN;
+    uint32_t tile = (uint32_t)pos / 256;
+    int other = tile == 0 ? GPU_MORE_SPANS : GPU_ONE_SPAN;
     for (const GpuRun *r = l->runs; r < l->runs + l->n; r++)
         if (r->when != other)
-            gpu_run(o->gpu, r->kernel, r->bind, r->x, r->by_span ? spans : r->y, 1);
+            gpu_run(o->gpu, r->kernel, r->bind, r->x,
+                    r->spans ? tile / (tile / (uint32_t)r->spans + 1) + 1 : r->y, 1);
 }
 
 static bool grow(GpuOps *o, GpuList *l) {
@@ -178,7 +179,7 @@ void gpu_list_add(GpuOps *o, GpuList *l, const char *name, const GpuConst *const
         failed(o);
         return;
     }
-    l->runs[l->n++] = (GpuRun){ k, bind, x, MAX(y, 1u), y == 0, l->when };
+    l->runs[l->n++] = (GpuRun){ k, bind, x, y, y == 0 ? l->spans : 0, l->when };
 }
 
 /* ---- inputs of matrices ---- */

@@ -49,16 +49,17 @@ const char *gpu_ops_text(GpuOps *o, const char *name);
 typedef struct GpuRun {
     GpuId kernel, bind;
     uint32_t x, y;
-    bool by_span; /* y counts the spans of 256 positions up to this one */
+    int spans; /* y counts the spans of attention up to this position, of at most so many; 0: y */
     int when;
 } GpuRun;
 enum { GPU_ALWAYS, GPU_ONE_SPAN, GPU_MORE_SPANS };
 typedef struct GpuList {
     GpuRun *runs;
     int n, cap;
-    int when; /* that runs added from now on are done */
+    int when;  /* that runs added from now on are done */
+    int spans; /* of those of them that are by span */
 } GpuList;
-/* Adds a kernel by name; y 0: by_span. Binding i gets ranges[i]. */
+/* Adds a kernel by name; y 0: by span. Binding i gets ranges[i]. */
 void gpu_list_add(GpuOps *o, GpuList *l, const char *name, const GpuConst *consts, int n_consts,
                   const GpuRange *ranges, int n_ranges, uint32_t x, uint32_t y);
 void gpu_list_free(GpuOps *o, GpuList *l); /* with its binds */

@@ -1,6 +1,4 @@
-// records.wgsl - reading k2 and k3 records: the codes of a head vector in order, 16 coordinates a word
-// (RECORD words), for k3 then the sign nibbles of 8 steps a word apart. Matches value_x(), unit_of()
-// of kern/kv_scalar.c.
+// records.wgsl - reading k2 and k3 records. Matches value_x(), unit_of() of kern/kv_scalar.c.
 const rms_steps = array<f32, 16>(1.0, 1.04427378, 1.09050773, 1.13878863, 1.18920712, 1.24185781,
     1.29683955, 1.35425555, 1.41421356, 1.47682615, 1.54221083, 1.61049033, 1.68179283, 1.75625216,
     1.83400809, 1.91520656);
@@ -11,15 +9,23 @@ fn kv_rms(b: u32) -> f32 {
   return steps[b & 15u] * bitcast<f32>(((b >> 4u) + 119u) << 23u);
 }
 
-// The states of the four steps of a word.
-fn states(c: u32, before: u32) -> vec4<u32> {
-  return vec4<u32>(((c << 8u) | (before >> 24u)) & 0xffffu, c & 0xffffu, (c >> 8u) & 0xffffu,
-                   c >> 16u);
+// Step whose code byte has bit g of the scale byte as its bit 7.
+fn scale_step(g: u32, d: u32) -> u32 {
+  return (2u * g + 1u) * (d / 4u) / 16u;
 }
 
-// u of the four lanes, 0..8 (k2) or 0..31 (k3, with the signs s).
-fn lanes_of(state: u32, kind: u32, s: u32) -> u32 {
-  let p = t4(state);
+// u of the four lanes: 0..8 (k2), value u - 4; 0..31 (k3), value (2u - 31) / 4, bit 0 of each byte of
+// `minus` being the signs.
+fn lanes_of(state: u32, kind: u32, minus: u32) -> u32 {
+  return lanes_of_product(state * T4_MUL, kind, minus);
+}
+fn lanes_of_product(product: u32, kind: u32, minus: u32) -> u32 {
+  let z = t4_nibbles(product);
+  let p = (z + (z >> 4u)) & 0x0F0F0F0Fu;
   if (kind == 4u) { return p; }
-  return (2u * p + 0x07070707u) ^ minus31(s);
+  return (2u * p + 0x07070707u) ^ ((minus & 0x01010101u) * 31u);
+}
+// The logarithm to base 2 of what one of u or a fourth of it stands for, where b is not 0.
+fn log_unit(b: u32, kind: u32) -> f32 {
+  return f32(b) * (1.0 / 16.0) - select(8.48542683, 10.4646683, kind == 3u);
 }
