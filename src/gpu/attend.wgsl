@@ -116,7 +116,7 @@ fn store_vector(i: u32, at: u32, e: u32, x: vec4f, weight: f32) {
   if (i < 4u * COLUMNS) {
     var y = 0.0;
     for (var k = 0u; k < SLICES; k++) { y += red[i / COLUMNS * 256u + k * COLUMNS + i % COLUMNS]; }
-    if (V_TYPE == 4u) { y = (y - 4.0 * weight) * (1.0 / 16383.0); }
+    if (V_TYPE == 4u) { y = (y - 8.0 * weight) * (1.0 / 16383.0); }
     if (V_TYPE == 3u) { y = (2.0 * y - 31.0 * weight) * (1.0 / 16383.0); }
     partial[at + coordinate(i % COLUMNS, e, i / COLUMNS)] = y;
   }
@@ -153,11 +153,13 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u3
     let end = min(pos + 1u, p0 + 256u);
     let p = p0 + i;
     let seen = p >= first && p < end;
+    var coming = 0u; // scales, loaded before the keys are waited for
+    if (V_TYPE >= 3u && i < 64u) { coming = value_scales(kv, p0 + 256u + 4u * i); }
     if (seen) { scores(i, head, kv, p, begin, records); }
     workgroupBarrier();
     raise();
     weights(i, kv, p, seen, begin, records);
-    if (V_TYPE >= 3u && i < 64u) { scales[i] = value_scales(kv, p0 + 256u + 4u * i); }
+    if (V_TYPE >= 3u && i < 64u) { scales[i] = coming; }
     workgroupBarrier();
     accum(i, kv, p0, first, end, begin, records);
   }

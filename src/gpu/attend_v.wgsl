@@ -51,8 +51,8 @@ fn add_state(product: u32, p: u32, minus: u32) {
   }
 }
 
-// The sums so far become floats, before 16 bits are full: values of at most 8 (k2) times 7 bits for
-// 64 positions, of at most 31 (k3) for 16.
+// The sums so far become floats, before 16 bits are full: values of at most 12 (k2) times 7 bits for
+// 32 positions, of at most 31 (k3) for 16.
 fn flush() {
   for (var h = 0u; h < HEADS_WG; h++) {
     let a = (up[h].xyxy >> vec4<u32>(0u, 0u, 16u, 16u)) & vec4<u32>(0xffffu);
@@ -95,7 +95,7 @@ fn accum_records(i: u32, kv: u32, p0: u32) {
     add_word(c.y, before.y, p + 4u, sg.x >> 4u);
     add_word(c.z, before.z, p + 8u, sg.y);
     add_word(c.w, before.w, p + 12u, sg.y >> 4u);
-    if (V_TYPE == 3u) { flush(); }
+    if (V_TYPE == 3u || SLICES < 8u) { flush(); }
   }
   if (V_TYPE == 4u) { flush(); }
 }
@@ -153,8 +153,9 @@ fn accum_rows(i: u32, kv: u32, p0: u32, since: u32, until: u32) {
 // Those of the positions first..end-1 that are q8 rows beside records.
 fn accum_recent(i: u32, kv: u32, p0: u32, first: u32, end: u32, begin: u32, records: u32) {
   for (var p = first + i / COLUMNS; p < end; p += SLICES) {
-    if (p >= begin && p < records) { continue; }
-    add_q8(vs[(kv * V_ROWS + recent_row(p, begin)) * COLUMNS + i % COLUMNS], p - p0);
+    if (p >= begin && p < records) { p += (records - 1u - p) / SLICES * SLICES; } else {
+      add_q8(vs[(kv * V_ROWS + recent_row(p, begin)) * COLUMNS + i % COLUMNS], p - p0);
+    }
   }
 }
 

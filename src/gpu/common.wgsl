@@ -1,20 +1,20 @@
 // common.wgsl - put in front of every kernel. idot(a, b), the sum of four products of signed bytes,
 // is put before it: dot4I8Packed where the language has it.
 
-// Four integers 0..8 from two consecutive code bytes, s = byte before | byte << 8: t4() of kv23.h. Each is
-// the sum of the two nibbles of a byte of t4_nibbles(). The product with 3 is work for the
-// multiplier, which stands idle here.
+// Four integers 0..8 from two consecutive code bytes, s = byte before | byte << 8: t4() of kv23.h. They
+// are 4 less than the sums of the two nibbles of each byte of t4_nibbles(): a field that holds one more
+// than its ones needs no mask where it is added. The product with 3 is work for the multiplier,
+// which stands idle here.
 const T4_MUL = 0xD664883Du;
 const T4_MUL_HIGH = 0x883D0000u; // its low half, up
 fn t4_nibbles(product: u32) -> u32 { // of s and T4_MUL
-  var x = product;
-  x += x >> 13u;
-  x -= (x >> 1u) & 0x55555555u;
-  return x - 3u * ((x >> 2u) & 0x33333333u);
+  var x = product + (product >> 13u);
+  x += (~x & 0xAAAAAAAAu) >> 1u; // pairs of bits: their ones and 1
+  return x - ((x >> 2u) & 0x33333333u) * 3u;
 }
 fn t4(s: u32) -> u32 {
   let x = t4_nibbles(s * T4_MUL);
-  return (x + (x >> 4u)) & 0x0F0F0F0Fu;
+  return ((x + (x >> 4u)) & 0x0F0F0F0Fu) - 0x04040404u;
 }
 
 // The four sign bits of s as bytes of 31: u of a lane with its sign bit set is 31 - u.

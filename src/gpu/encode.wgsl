@@ -19,11 +19,12 @@ const BEAM = 8u;
 var<workgroup> x: array<f32, 256>; // in the order of records: lane i of step t at 4t + i
 var<workgroup> lut: array<u32, 768>;    // (step, lane, 3): costs of p = 0..8, a byte each
 var<workgroup> trace: array<u32, 1040>; // (step, 16) survivors: state | parent << 8
-var<workgroup> costs: array<u32, 16>;
+var<workgroup> pairs: array<u32, 202>;  // make_pairs()
+var<workgroup> beam: array<vec2u, 16>;  // survivors: state times T4_MUL, cost
 var<workgroup> n_at: array<atomic<u32>, 64>;
 var<workgroup> alive: array<atomic<u32>, 8>;
-var<workgroup> least: atomic<u32>;
-var<workgroup> limit: atomic<u32>;
+var<workgroup> least: array<atomic<u32>, 4>; // four, so that fewer wait for each other
+var<workgroup> limit: vec2u; // the most that a survivor costs above the least; how many there are
 var<workgroup> code: array<u32, 64>;
 const borders = array<f32, 16>(1.02189715, 1.06714040, 1.11438674, 1.16372486, 1.21524736,
     1.26905096, 1.32523664, 1.38390988, 1.44518081, 1.50916443, 1.57598085, 1.64575548, 1.71861930,
@@ -70,65 +71,83 @@ fn make_lut(k: u32, inverse: f32, weight: f32) {
   }
 }
 
-fn cost_of(t: u32, p: u32) -> u32 {
-  var c = 0u;
-  for (var i = 0u; i < 4u; i++) {
-    let u = (p >> (8u * i)) & 15u;
-    c += (lut[3u * (4u * t + i) + u / 4u] >> (8u * (u % 4u))) & 255u;
-  }
-  return c;
+// Costs of lanes 0 and 1, of lanes 2 and 3 of step t together: of 9p + p' + 40, of 81 more.
+fn make_pairs(i: u32, t: u32) {
+  if (i >= 162u) { return; }
+  let k = 4u * t + i / 81u * 2u;
+  let p = i % 81u / 9u;
+  let q = i % 9u;
+  pairs[i + 40u] = ((lut[3u * k + p / 4u] >> (8u * (p % 4u))) & 255u) +
+                   ((lut[3u * k + 3u + q / 4u] >> (8u * (q % 4u))) & 255u);
 }
 
 // One step: survivors of step t + 1 from the n of step t. half: 0 or 1 where a bit of the scale
 // stands in the byte, else 2. Returns their number.
 fn advance(i: u32, t: u32, n: u32, half: u32) -> u32 {
-  var best = 1u << 30u;
-  var parent = 0u;
+  var key = 0xffffffffu; // cost and survivor: of equal ones the first
   for (var k = 0u; k < n; k++) {
-    let c = cost_of(t, t4((trace[16u * t + k] & 255u) | (i << 8u))) + costs[k];
-    if (c < best) {
-      best = c;
-      parent = k;
-    }
+    let z = t4_nibbles(beam[k].x + (i << 8u) * T4_MUL);
+    let u = (z + (z >> 4u)) & 0x0F0F0F0Fu; // p + 4
+    let c = pairs[idot(u, 0x0109u)] + pairs[idot(u, 0x01090000u) + 81] + beam[k].y;
+    key = min(key, 16u * c + k);
   }
+  let best = min(key >> 4u, 255u);
   let allowed = half == 2u || (i >> 7u) == half;
-  best = min(best, 255u);
-  if (i < 64u) { atomicStore(&n_at[i], 0u); }
-  if (i < 8u) { atomicStore(&alive[i], 0u); }
-  if (i == 0u) { atomicStore(&least, 255u); }
+  if (allowed) { atomicMin(&least[i / 8u % 4u], best); }
   workgroupBarrier();
-  if (allowed) { atomicMin(&least, best); }
-  workgroupBarrier();
-  let above = best - min(best, atomicLoad(&least));
+  let lowest = min(min(atomicLoad(&least[0]), atomicLoad(&least[1])),
+                   min(atomicLoad(&least[2]), atomicLoad(&least[3])));
+  let above = best - min(best, lowest);
   if (allowed && above < 64u) { atomicAdd(&n_at[above], 1u); }
+  if (i < 8u) { atomicStore(&alive[i], 0u); }
+  if (4u * t + 4u < D) { make_pairs(i, t + 1u); }
   workgroupBarrier();
-  if (i == 0u) {
-    var below = atomicLoad(&n_at[0]);
+  if (i < 4u) { atomicStore(&least[i], 255u); }
+  if (i == 0u) { // the least bound that BEAM of them do not exceed, 63 where there is none
+    var below = 0u;
     var l = 0u;
-    while (below < BEAM && l < 63u) {
-      l++;
-      below += atomicLoad(&n_at[l]);
+    while (true) {
+      let a = atomicLoad(&n_at[l]);
+      let b = atomicLoad(&n_at[l + 1u]) + a;
+      let c = atomicLoad(&n_at[l + 2u]) + b;
+      let d = atomicLoad(&n_at[l + 3u]) + c;
+      if (below + d < BEAM && l < 60u) {
+        below += d;
+        l += 4u;
+        continue;
+      }
+      if (below + a >= BEAM) {
+        below += a;
+      } else if (below + b >= BEAM) {
+        below += b;
+        l += 1u;
+      } else if (below + c >= BEAM) {
+        below += c;
+        l += 2u;
+      } else {
+        below += d;
+        l += 3u;
+      }
+      break;
     }
-    atomicStore(&limit, l);
+    limit = vec2u(l, below);
   }
   workgroupBarrier();
-  let lives = allowed && above <= atomicLoad(&limit);
+  let bound = limit;
+  let lives = allowed && above <= bound.x;
   if (lives) { atomicOr(&alive[i / 32u], 1u << (i % 32u)); }
+  if (i < 64u) { atomicStore(&n_at[i], 0u); }
   workgroupBarrier();
-  var rank = 0u;
-  var count = 0u;
-  for (var k = 0u; k < 8u; k++) {
-    let word = atomicLoad(&alive[k]);
-    count += countOneBits(word);
-    if (k < i / 32u) { rank += countOneBits(word); }
-    if (k == i / 32u) { rank += countOneBits(word & ((1u << (i % 32u)) - 1u)); }
-  }
-  if (lives && rank < 2u * BEAM) {
-    trace[16u * (t + 1u) + rank] = i | (parent << 8u);
-    costs[rank] = above;
+  if (lives) {
+    var rank = countOneBits(atomicLoad(&alive[i / 32u]) & ((1u << (i % 32u)) - 1u));
+    for (var k = 0u; k < i / 32u; k++) { rank += countOneBits(atomicLoad(&alive[k])); }
+    if (rank < 2u * BEAM) {
+      trace[16u * (t + 1u) + rank] = i | ((key & 15u) << 8u);
+      beam[rank] = vec2u(i * T4_MUL, above);
+    }
   }
   workgroupBarrier();
-  return min(count, 2u * BEAM);
+  return min(bound.y, 2u * BEAM);
 }
 
 // Bits of a word, of which others belong to other records.
@@ -195,10 +214,9 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u3
   let b = scale_byte_of(sqrt(sum / f32(D)));
   let inverse = select(1.40, 1.38, KIND == 3u) / kv_rms(max(b, 1u));
   if (i < D) { make_lut(i, inverse, weights[head % arrayLength(&weights)][i % 4u]); }
-  if (i == 0u) {
-    trace[0] = 0u;
-    costs[0] = 0u;
-  }
+  if (i < 4u) { atomicStore(&least[i], 255u); }
+  workgroupBarrier();
+  make_pairs(i, 0u); // beam begins with state 0 at no cost
   workgroupBarrier();
   var n = 1u;
   for (var t = 0u; t < nb; t++) {
@@ -211,7 +229,7 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u3
   if (i == 0u && b > 0u) {
     var best = 0u;
     for (var k = 1u; k < n; k++) {
-      if (costs[k] < costs[best]) { best = k; }
+      if (beam[k].y < beam[best].y) { best = k; }
     }
     for (var t = nb; t > 0u; t--) {
       let e = trace[16u * t + best];

@@ -17,14 +17,6 @@ override BITS: u32;
 @group(0) @binding(5) var<storage, read> row_scales: array<f32>;
 var<workgroup> part: array<vec4<i32>, GROUPS_WG * SLICES>;
 
-// t4() of a state times T4_MUL up to sums of two nibbles of each byte, which are 4 too large: a field
-// that holds one more than its ones needs no mask where it is added.
-fn nibbles(product: u32) -> u32 {
-  var x = product + (product >> 13u);
-  x += (~x & 0xAAAAAAAAu) >> 1u; // pairs of bits: their ones and 1
-  return x - ((x >> 2u) & 0x33333333u) * 3u;
-}
-
 fn t3_lanes(x: u32, s: u32) -> u32 {
   return ((((x + (x >> 4u)) & 0x0f0f0f0fu) * 2u - 0x01010101u)) ^ minus31(s);
 }
@@ -37,8 +29,8 @@ fn tile_dot(c: u32, before: u32, s: u32, a: u32) -> Sums {
   let d = (c << 8u) | (before >> 24u);
   let x3 = (c >> 16u) * T4_MUL; // of the states in the upper halves; the lower ones' products are what
   let x2 = (d >> 16u) * T4_MUL; // is left without these: multiplications, which have units of their own
-  let p = vec4<u32>(nibbles(d * T4_MUL + x2 * 0xffff0000u), nibbles(c * T4_MUL + x3 * 0xffff0000u),
-                    nibbles(x2), nibbles(x3));
+  let p = vec4<u32>(t4_nibbles(d * T4_MUL + x2 * 0xffff0000u), t4_nibbles(c * T4_MUL + x3 * 0xffff0000u),
+                    t4_nibbles(x2), t4_nibbles(x3));
   if (BITS == 3u) {
     let u = vec4<u32>(t3_lanes(p.x, s), t3_lanes(p.y, s >> 4u), t3_lanes(p.z, s >> 8u),
                       t3_lanes(p.w, s >> 12u));

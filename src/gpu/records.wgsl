@@ -14,7 +14,7 @@ fn scale_step(g: u32, d: u32) -> u32 {
   return (2u * g + 1u) * (d / 4u) / 16u;
 }
 
-// u of the four lanes: 0..8 (k2), value u - 4; 0..31 (k3), value (2u - 31) / 4, bit 0 of each byte of
+// u of the four lanes: 4..12 (k2), value u - 8; 0..31 (k3), value (2u - 31) / 4, bit 0 of each byte of
 // `minus` being the signs.
 fn lanes_of(state: u32, kind: u32, minus: u32) -> u32 {
   return lanes_of_product(state * T4_MUL, kind, minus);
@@ -23,7 +23,7 @@ fn lanes_of_product(product: u32, kind: u32, minus: u32) -> u32 {
   let z = t4_nibbles(product);
   let p = (z + (z >> 4u)) & 0x0F0F0F0Fu;
   if (kind == 4u) { return p; }
-  return (2u * p + 0x07070707u) ^ ((minus & 0x01010101u) * 31u);
+  return (2u * p - 0x01010101u) ^ ((minus & 0x01010101u) * 31u);
 }
 // The logarithm to base 2 of what one of u or a fourth of it stands for, where b is not 0.
 fn log_unit(b: u32, kind: u32) -> f32 {
