@@ -280,7 +280,7 @@ static void time_layer(const char *type, const char *cache, int pos) {
     gpu_input(&ops, &next, FF);
     gpu_op_matmul_norm(&ops, &l, x, &o, &in, w, 1e-5f, &next);
     time_op("o and norm", &l, 0, x);
-    in.heads = plain;
+    in.heads = (GpuSource){ .kind = GPU_PLAIN, .a = floats(y, 0, E) };
     gpu_op_matmul_norm(&ops, &l, x, &o, &in, w, 1e-5f, &next);
     time_op("o, its input and norm", &l, 0, x);
     in.heads = (GpuSource){ .kind = GPU_PLAIN };

@@ -214,7 +214,7 @@ static void check_input(Context *c, int kind, size_t n, bool rotated) {
 
 static void test_inputs(void **state) {
     static const size_t plain[] = { 20, 32, 512, 1000, 1536, 5632 };
-    static const size_t rotated[] = { 32, 96, 512, 1536, 4096, 8192, 11008 };
+    static const size_t rotated[] = { 32, 96, 512, 1536, 2560, 4096, 8192, 11008, 5120 };
     const Context *c = *state;
     for (size_t i = 0; i < ARRAY_LEN(plain); i++) check_input(*state, GPU_PLAIN, plain[i], false);
     for (size_t i = 0; i < ARRAY_LEN(rotated); i++)

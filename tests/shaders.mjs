@@ -33,7 +33,7 @@ function combine(spec) {
 
 const mul = { ROWS: 100, UNITS: 4, ROWS_WG: [2, 16], SLICES: 8, ADD: [0, 1], AT: 64 };
 const squares = { SQUARES: [0, 4], INPUTS: 128, EPS: 1e-5, SQUARES_AT: 32 };
-const next = { UNITS: 4, SLICES: [1, 8], OUT_AT: 64 };
+const next = { UNITS: 4, SLICES: [1, 4], OUT_AT: 64 };
 const tails = [{ GLU: 0, ROWS_WG: 32 }, { GLU: 64, ROWS_WG: 64 }];
 const heads = { ...next, ...tails[0], INPUTS: [128, 8192], ONE: [0, 1], HEAD: 64, EACH: 196 };
 const types = [0, 1, 3, 4];
@@ -43,6 +43,7 @@ const variants = {
   rotate: { N: 4096, SRC: [0, 1, 2, 3], EPS: 1e-5, HEAD: 64, EACH: 198, SET: [16, 4096], STRIDE: [1, 8], SIGN: [0, 1],
             SEED: 4294967295, FACTOR: 0.5, QUANT: [0, 1] },
   quant_t: { N: 8192 },
+  turn_quant: { SETS: 56, FOURS: [1, 16], SEED: 7, FACTOR: 0.5 },
   mul_q4: { ...mul, ...squares },
   mul_q8: { ...mul, ...squares },
   mul_s: { ...mul, ...squares, LEVELS: [4, 8], ROW_SCALES: 64 },

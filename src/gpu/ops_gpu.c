@@ -54,6 +54,7 @@ static const struct {
     { "quant", { "source", "quant" } },
     { "rotate", { "source", "rotate" } },
     { "quant_t", { "quant_t" } },
+    { "turn_quant", { "turn_quant" } },
     { "mul_q4", { "mul_int8", "mul_q4", "mul", "mul_y" } },
     { "mul_q8", { "mul_int8", "mul_q8", "mul", "mul_y" } },
     { "mul_s", { "mul_int8", "mul_s", "mul", "mul_y" } },
@@ -241,6 +242,21 @@ static void add_turn(GpuOps *o, GpuList *l, const GpuInput *in, const GpuSource 
                  pieces(t->n, TILE), 1);
 }
 
+/* Whether turn_quant.wgsl does the last pass: 8 m sets of b / 8 values. */
+static bool turned_in_registers(size_t b, size_t m) {
+    return b >= 32 && b <= 512 && 8 * m * (b / 32) <= 4096;
+}
+
+static void add_last_turn(GpuOps *o, GpuList *l, const GpuInput *in, GpuRange from, size_t m,
+                          size_t fours, uint32_t seed) {
+    const GpuConst consts[] = { { "SETS", (double)(8 * m) },
+                                { "FOURS", (double)fours },
+                                { "SEED", seed },
+                                { "FACTOR", (double)(float)(1 / sqrt((double)(4 * fours))) } };
+    const GpuRange ranges[] = { from, all(in->q), all(in->groups) };
+    gpu_list_add(o, l, "turn_quant", consts, ARRAY_LEN(consts), ranges, ARRAY_LEN(ranges), 1, 1);
+}
+
 /* trellis_rotate(), then quantize_t(). */
 static void input_rotated(GpuOps *o, GpuList *l, GpuInput *in, const GpuSource *s, size_t n,
                           uint32_t seed) {
@@ -261,7 +277,10 @@ static void input_rotated(GpuOps *o, GpuList *l, GpuInput *in, const GpuSource *
         to = to == in->x ? in->y : in->x;
         if (t.stride == 1 && b > TILE)
             t = (Turn){ n, b / TILE, TILE, false, false, 0, 1 };
-        else if (t.stride != 8 * m && m > 1)
+        else if (m > 1 && t.stride != 8 * m && turned_in_registers(b, m)) {
+            add_last_turn(o, l, in, from.a, m, b / 32, seed + 1);
+            return;
+        } else if (t.stride != 8 * m && m > 1)
             t = (Turn){
                 n, b / 8, 8 * m, true, false, seed + 1, (double)(float)(1 / sqrt((double)b / 8))
             };

@@ -24,9 +24,12 @@ fn place(tile: u32, e: u32) -> u32 {
 // Where it is in part, so that neighbouring invocations meet different banks.
 fn bank(e: u32) -> u32 { return e ^ ((e >> 4u) & 15u); }
 
-fn factor(j: u32) -> f32 {
-  if (SIGN == 0u) { return 1.0; }
-  return select(FACTOR, -FACTOR, (lowbias32(SEED + j * 0x9e3779b9u) >> 31u) == 1u);
+// x times +-FACTOR. The sign is put in as a bit, so that no GPU makes one operation of the product and
+// the sum behind it, which would round otherwise than the CPU.
+fn with_sign(x: f32, j: u32) -> f32 {
+  if (SIGN == 0u) { return x; }
+  return bitcast<f32>(bitcast<u32>(x * FACTOR) ^
+                      (lowbias32(SEED + j * 0x9e3779b9u) & 0x80000000u));
 }
 
 struct Sixteen { a: vec4f, b: vec4f, c: vec4f, d: vec4f }
@@ -75,12 +78,14 @@ fn round_of(i: u32, step: u32) {
 fn load(tile: u32, e: u32, r: f32) -> vec4f {
   if (STRIDE == 1u) {
     let j = place(tile, e);
-    return source(j / 4u, r) * vec4f(factor(j), factor(j + 1u), factor(j + 2u), factor(j + 3u));
+    let v = source(j / 4u, r);
+    return vec4f(with_sign(v.x, j), with_sign(v.y, j + 1u), with_sign(v.z, j + 2u),
+                 with_sign(v.w, j + 3u));
   }
   var v = vec4f();
   for (var c = 0u; c < 4u; c++) {
     let m = place(tile, e + c);
-    if (m < N) { v[c] = a[m / 4u][m % 4u] * factor(m); }
+    if (m < N) { v[c] = with_sign(a[m / 4u][m % 4u], m); }
   }
   return v;
 }
