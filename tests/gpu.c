@@ -465,9 +465,10 @@ static int run_all(bool floor) {
     if (gpu_ops_create(&c.o, g, NULL, &err) != 0 ||
         ops_create(&c.cpu, &c.kern, NULL, NULL, 1, WIDEST, 256, 8, 1, 1024, &err) != 0)
         return 1;
-    GpuCaps plain = *caps;
-    plain.dot4 = false;
-    if (floor) c.o.caps = &plain;
+    GpuCaps tested = *caps;
+    tested.software = false; /* workgroups are shaped as for a real GPU */
+    if (floor) tested.dot4 = false;
+    c.o.caps = &tested;
     gpu_input(&c.o, &c.in, WIDEST);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_prestate(test_seam, &c),      cmocka_unit_test_prestate(test_inputs, &c),

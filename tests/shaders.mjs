@@ -3,78 +3,18 @@
 // web-naga lies beside. usage: node shaders.mjs PATH_OF_NPM_PACKAGE_webgpu
 import { existsSync, readFileSync } from 'node:fs';
 import { pathToFileURL } from 'node:url';
+import { dots, kernels } from './shaders-list.mjs';
 
-const root = new URL('../src/gpu/', import.meta.url);
-const read = (name) => readFileSync(new URL(name, root), 'utf8');
 const { create } = await import(pathToFileURL(process.argv[2] + '/index.js'));
 const gpu = create(['backend=null']);
 const device = await (await gpu.requestAdapter()).requestDevice();
-
-/** The parts of each kernel, from the table in ops_gpu.c: {name: [parts]}. */
-function kernels() {
-  const table = read('ops_gpu.c').match(/\} kernels\[\] = \{([\s\S]*?)\n\};/)[1];
-  const rows = [...table.matchAll(/\{ "(\w+)", \{ ([^}]*) \} \}/g)];
-  return Object.fromEntries(rows.map((r) => [r[1], r[2].match(/\w+/g)]));
-}
-
-const dots = {
-  native: 'fn idot(a:u32,b:u32)->i32{return dot4I8Packed(a,b);}\n',
-  plain: read('ops_gpu.c').match(/dot_plain\[\] =([\s\S]*?);\n/)[1].match(/"(.*?)"/g)
-    .map((s) => JSON.parse(s)).join(''),
-};
-
-/** All combinations of the values: {A: [1, 2], B: 3} gives two objects. */
-function combine(spec) {
-  let all = [{}];
-  for (const [key, values] of Object.entries(spec))
-    all = all.flatMap((c) => [values].flat().map((v) => ({ ...c, [key]: v })));
-  return all;
-}
-
-const mul = { ROWS: 100, UNITS: 4, ROWS_WG: [2, 16], SLICES: 8, ADD: [0, 1], AT: 64 };
-const squares = { SQUARES: [0, 4], INPUTS: 128, EPS: 1e-5, SQUARES_AT: 32 };
-const next = { UNITS: 4, SLICES: [1, 4], OUT_AT: 64 };
-const tails = [{ GLU: 0, ROWS_WG: 32 }, { GLU: 64, ROWS_WG: 64 }];
-const heads = { ...next, ...tails[0], INPUTS: [128, 8192], ONE: [0, 1], HEAD: 64, EACH: 196 };
-const types = [0, 1, 3, 4];
-const variants = {
-  norm: { N: 500, SRC: [0, 1, 2, 3], EPS: 1e-5, HEAD: 64, EACH: 198 },
-  quant: { N: 500, SRC: [0, 1, 2, 3], EPS: 1e-5, HEAD: 64, EACH: 198, PAD: 512 },
-  rotate: { N: 4096, SRC: [0, 1, 2, 3], EPS: 1e-5, HEAD: 64, EACH: 198, SET: [16, 4096], STRIDE: [1, 8], SIGN: [0, 1],
-            SEED: 4294967295, FACTOR: 0.5, QUANT: [0, 1] },
-  quant_t: { N: 8192 },
-  turn_quant: { SETS: 56, FOURS: [1, 16], SEED: 7, FACTOR: 0.5 },
-  mul_q4: { ...mul, ...squares },
-  mul_q8: { ...mul, ...squares },
-  mul_s: { ...mul, ...squares, LEVELS: [4, 8], ROW_SCALES: 64 },
-  next_q4: tails.map((t) => ({ ...next, ...squares, ...t })),
-  next_q8: tails.map((t) => ({ ...next, ...squares, ...t })),
-  next_s: tails.map((t) => ({ ...next, ...squares, ...t, LEVELS: [4, 8], ROW_SCALES: 64 })),
-  heads_q4: heads,
-  heads_q8: heads,
-  heads_s: { ...heads, LEVELS: [4, 8], ROW_SCALES: 64 },
-  mul_f: { ...mul, KIND: [0, 1, 2] },
-  mul_t: { ROWS: 100, CHUNKS: 4, GROUPS_WG: [2, 32], SLICES: 8, ADD: [0, 1], AT: 0, BITS: [2, 3] },
-  heads: { D: [64, 96], ROOT: 0.125, HEADS: 4, KV_HEADS: 2, ROT: 64, HALVES: [0, 1], BIAS: [0, 1],
-           NORM: [0, 1], EPS: 1e-5, SCALE: 0.125, K_TYPE: types, V_TYPE: types, K_ROWS: 80,
-           V_ROWS: 80, K_SCALES: 9999, V_SCALES: 9999, SINKS: 4, WINDOW: 64 },
-  attend: { D: [64, 128], GROUP: 4, HEADS_WG: [1, 4], SPANS: 3, VISIBLE: [0, 100], SINKS: 4, WINDOW: 64,
-            CONTEXT: 512, K_TYPE: types, K_ROWS: 80, K_SCALES: 99, K_RECORDS: 100, K_SIGNS: 200,
-            V_TYPE: types, V_ROWS: 80, V_SCALES: 99, V_RECORDS: 100, V_SIGNS: 200 },
-  merge: { D: 96, ROOT: 0.2, SPANS: 3, ROTATED: [0, 1], FIRST: [0, 100] },
-  encode: { D: [64, 256], KIND: [3, 4], KEYS: [0, 1], ROWS: 80, SCALES: 99, RECORDS: 100, SIGNS: 200,
-            CONTEXT: 512, SINKS: 4, WINDOW: 64 },
-  embed: { N: 100, TYPE: [0, 1, 2, 3, 4, 5, 6], UNITS: 2, FIRST: 0, ROWS: 100 },
-  argmax: { N: 5000, SECOND: [0, 1] },
-};
 
 let n = 0;
 let bad = 0;
 const say = (text) => { bad++; console.log(text); };
 
-async function check(name, parts, dot) {
-  const files = ['common', ...parts];
-  const texts = [dots[dot], ...files.map((f) => read(`${f}.wgsl`))];
+async function check({ name, files, texts: parts, constants: variants }, dot) {
+  const texts = [dots[dot], ...parts];
   const code = texts.join('');
   const lines = texts.map((t) => t.split('\n').length - 1);
   /** file:line of a line of the whole. */
@@ -88,7 +28,7 @@ async function check(name, parts, dot) {
   for (const m of (await module.getCompilationInfo()).messages)
     if (m.type === 'error') say(`${place(m.lineNum)}:${m.linePos}: ${m.message}`);
   if (await device.popErrorScope()) return;
-  for (const constants of [variants[name]].flat().flatMap(combine)) {
+  for (const constants of variants) {
     device.pushErrorScope('validation');
     device.createComputePipeline({ layout: 'auto', compute: { module, entryPoint: 'main', constants } });
     const error = await device.popErrorScope();
@@ -97,12 +37,8 @@ async function check(name, parts, dot) {
   }
 }
 
-const table = kernels();
-for (const name of Object.keys(variants)) if (!table[name]) say(`no kernel ${name}`);
-for (const [name, parts] of Object.entries(table)) {
-  if (!variants[name]) say(`${name}: no variants are listed here`);
-  else for (const dot of Object.keys(dots)) await check(name, parts, dot);
-}
+for (const kernel of kernels) for (const dot of Object.keys(dots)) await check(kernel, dot);
+
 /** Firefox's front end: parses, does not validate. Returns the number of texts it took. */
 async function parseWithNaga() {
   const at = `${process.argv[2]}/../web-naga/`;
@@ -110,10 +46,9 @@ async function parseWithNaga() {
   const naga = await import(pathToFileURL(`${at}web_naga.js`));
   await naga.default({ module_or_path: readFileSync(`${at}web_naga_bg.wasm`) });
   let parsed = 0;
-  for (const [name, parts] of Object.entries(table)) {
-    const code = dots.native + ['common', ...parts].map((f) => read(`${f}.wgsl`)).join('');
+  for (const { name, texts } of kernels) {
     try {
-      naga.WgslFrontend.new().parse(code);
+      naga.WgslFrontend.new().parse(dots.native + texts.join(''));
       parsed++;
     } catch (e) {
       say(`naga: ${name}: ${e.message ?? e}`);
@@ -127,5 +62,5 @@ const parsed = await parseWithNaga();
 device.pushErrorScope('validation');
 device.createShaderModule({ code: 'fn main( {' });
 if (!(await device.popErrorScope())) say('a wrong text passes');
-console.log(`${n} variants of ${Object.keys(table).length} kernels, ${parsed} through naga, ${bad} faults`);
+console.log(`${n} variants of ${kernels.length} kernels, ${parsed} through naga, ${bad} faults`);
 process.exit(bad ? 1 : 0);

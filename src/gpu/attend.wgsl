@@ -15,7 +15,7 @@ override SINKS: u32;
 override WINDOW: u32;
 @group(0) @binding(0) var<storage, read> step: array<u32>;
 @group(0) @binding(6) var<storage, read_write> partial: array<f32>;
-var<workgroup> tops: array<atomic<u32>, HEADS_WG * 4u>; // four a head: fewer wait for each other
+var<workgroup> tops: array<atomic<u32>, MOST_HEADS * 4u>; // four a head: fewer wait for each other
 var<workgroup> scales: array<u32, 64>; // of the records of values of a tile
 var<private> unit: vec2f; // of the position's value: logarithm; inverse, negative where it is of no weight
 var<private> top: array<f32, MOST_HEADS>;

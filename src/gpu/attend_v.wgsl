@@ -11,7 +11,7 @@ override VECTORS: u32 = select(1u, 2u, V_TYPE == 0u); // of four coordinates a c
 override COLUMNS: u32 = D / (4u * VECTORS);
 override SLICES: u32 = 256u / COLUMNS;
 // Weights of records, 14 bits as two of 7.
-var<workgroup> pair: array<vec2<u32>, HEADS_WG * 256u>;
+var<workgroup> pair: array<vec2<u32>, MOST_HEADS * 256u>;
 var<workgroup> red: array<f32, 1024>; // weights of rows; what is added up at the end
 var<private> acc: array<vec4f, MOST_HEADS>;
 var<private> acc_high: array<vec4f, MOST_HEADS>; // where a column is eight coordinates

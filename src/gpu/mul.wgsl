@@ -6,21 +6,26 @@
 override UNITS: u32; // of a row
 override ROWS_WG: u32 = 16u;
 override SLICES: u32 = 16u;
+override LANES: u32 = 16u; // invocations of a row: SLICES of them, or one that takes the slices in turn
 @group(0) @binding(0) var<storage, read_write> y: array<f32>;
 @group(0) @binding(1) var<storage, read> w: array<vec4<u32>>;
-var<workgroup> part: array<f32, ROWS_WG * SLICES>;
+var<workgroup> part: array<f32, 1024>; // at most; by an override Firefox crashes
 
 // Of a row, in the invocations of slice 0.
 fn product(row: u32, id: vec3u) -> f32 {
-  var acc = 0.0;
-  for (var u = id.y; u < UNITS; u += SLICES) {
-    acc += unit_dot(row / 16u * UNITS + u, row % 16u, u);
+  for (var s = id.y; s < SLICES; s += LANES) {
+    var acc = 0.0;
+    for (var u = s; u < UNITS; u += SLICES) {
+      acc += unit_dot(row / 16u * UNITS + u, row % 16u, u);
+    }
+    part[s * ROWS_WG + id.x] = acc;
   }
-  part[id.y * ROWS_WG + id.x] = acc;
   workgroupBarrier();
   for (var h = SLICES / 2u; h > 0u; h >>= 1u) {
-    if (id.y < h) { part[id.y * ROWS_WG + id.x] += part[(id.y + h) * ROWS_WG + id.x]; }
-    workgroupBarrier();
+    for (var s = id.y; s < h; s += LANES) {
+      part[s * ROWS_WG + id.x] += part[(s + h) * ROWS_WG + id.x];
+    }
+    if (LANES > 1u) { workgroupBarrier(); }
   }
   return part[id.x] * row_scale(row);
 }

@@ -4,11 +4,11 @@
 override ONE: u32;
 override HEAD: u32 = 4u;
 override EACH: u32 = 4u;
-override INPUTS: u32; // a multiple of 32
+override INPUTS: u32; // a multiple of 32, at most 8192
 @group(0) @binding(3) var<storage, read> span: array<vec4f>;
 @group(0) @binding(4) var<storage, read> merged: array<vec4f>;
-var<workgroup> q: array<vec4<u32>, (INPUTS + 127u) / 128u * 8u>;
-var<workgroup> groups: array<vec2u, (INPUTS + 127u) / 128u * 4u>;
+var<workgroup> q: array<vec4<u32>, 512>;
+var<workgroup> groups: array<vec2u, 256>;
 
 fn read_four(j: u32) -> vec4f {
   if (ONE == 0u) { return merged[j]; }
@@ -18,7 +18,7 @@ fn read_four(j: u32) -> vec4f {
 
 // A barrier follows before q and groups are read. Zeros beyond INPUTS: workgroup memory begins as that.
 fn read_input(i: u32) {
-  for (var g = i; g < INPUTS / 32u; g += ROWS_WG * SLICES) {
+  for (var g = i; g < INPUTS / 32u; g += ROWS_WG * LANES) {
     var x: array<vec4f, 8>;
     var most = vec4<u32>();
     for (var k = 0u; k < 8u; k++) {

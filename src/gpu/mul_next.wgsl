@@ -12,7 +12,7 @@ var<workgroup> tops: array<vec4<u32>, 8>;
 var<workgroup> ints: array<vec4<i32>, 8>;
 var<workgroup> powers: array<vec4f, 8>;
 
-@compute @workgroup_size(ROWS_WG, SLICES)
+@compute @workgroup_size(ROWS_WG, LANES)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_id) id: vec3u) {
   let i = id.y * ROWS_WG + id.x;
   let first = wg.x * 32u;

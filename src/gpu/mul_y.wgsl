@@ -3,7 +3,7 @@ override ROWS: u32;
 override ADD: u32 = 0u;
 override AT: u32 = 0u; // of row 0 in y
 
-@compute @workgroup_size(ROWS_WG, SLICES)
+@compute @workgroup_size(ROWS_WG, LANES)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_id) id: vec3u) {
   let row = wg.x * ROWS_WG + id.x;
   read_input(id.y * ROWS_WG + id.x);

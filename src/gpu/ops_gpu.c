@@ -342,6 +342,14 @@ static void shape_workgroup(const GpuOps *o, size_t rows, size_t row_step, size_
     if (o->along) *along = o->along;
     *slices = INVOCATIONS / *along;
     while (*slices > 1 && *slices / 2 >= units) *slices /= 2;
+    if (o->caps->software) *along = most;
+}
+
+/* Invocations of a row: one a slice. Where a CPU plays the GPU one takes all slices in turn, with
+ * the same sums: it plays invocations one after another, and a barrier between them is dear. A
+ * token of a small model that takes SwiftShader 1 s by slices takes 40 ms so. */
+static double lanes(const GpuOps *o, size_t slices) {
+    return o->caps->software ? 1 : (double)slices;
 }
 
 enum { MUL_Y, MUL_NEXT, MUL_HEADS };
@@ -355,12 +363,13 @@ static const char *mul_name(int type, int kind) {
 
 /* Constants and bindings that mul_y.wgsl and mul_next.wgsl have in common, of matrices with int8
  * inputs; a range of words reaches to the end of the row scales. */
-static int mul_consts(GpuConst *c, const GpuMatrix *m, const GpuPart *p, const GpuInput *in,
-                      size_t along, size_t slices) {
+static int mul_consts(const GpuOps *o, GpuConst *c, const GpuMatrix *m, const GpuPart *p,
+                      const GpuInput *in, size_t along, size_t slices) {
     int n = 0, type = m->type->id;
     c[n++] = (GpuConst){ "UNITS", (double)m->units };
     c[n++] = (GpuConst){ "ROWS_WG", (double)along };
     c[n++] = (GpuConst){ "SLICES", (double)slices };
+    c[n++] = (GpuConst){ "LANES", lanes(o, slices) };
     if (is_float(type)) return n;
     if (in->heads.a.buffer) {
         c[n++] = (GpuConst){ "INPUTS", (double)m->cols };
@@ -391,7 +400,7 @@ static void add_mul(GpuOps *o, GpuList *l, GpuId y, size_t at, const GpuMatrix *
     int type = m->type->id;
     shape_workgroup(o, p->rows, 1, 16, m->units, &along, &slices);
     GpuConst c[GPU_CONSTS];
-    int n = mul_consts(c, m, p, in, along, slices);
+    int n = mul_consts(o, c, m, p, in, along, slices);
     c[n++] = (GpuConst){ "ROWS", (double)p->rows };
     c[n++] = (GpuConst){ "ADD", add };
     c[n++] = (GpuConst){ "AT", (double)(at + p->first) };
@@ -424,7 +433,7 @@ static void add_next(GpuOps *o, GpuList *l, GpuId y, const GpuMatrix *m, const G
     while (slices > 1 && slices / 2 >= m->units) slices /= 2;
     if (!weights) n_out /= 2;
     GpuConst c[GPU_CONSTS];
-    int n = mul_consts(c, m, p, in, along, slices);
+    int n = mul_consts(o, c, m, p, in, along, slices);
     c[n++] = (GpuConst){ "GLU", weights ? 0 : (double)n_out };
     c[n++] = (GpuConst){ "OUT_AT", (double)out->squares_at / 4 };
     const bool heads = in->heads.a.buffer != 0;
@@ -464,7 +473,7 @@ static void add_mul_t(GpuOps *o, GpuList *l, GpuId y, size_t at, const GpuMatrix
     const GpuConst consts[] = { { "ROWS", (double)p->rows },
                                 { "CHUNKS", (double)m->units },
                                 { "GROUPS_WG", (double)along },
-                                { "SLICES", (double)slices },
+                                { "SLICES", lanes(o, slices) }, /* sums of integers */
                                 { "ADD", add },
                                 { "AT", (double)(at + p->first) },
                                 { "BITS", trellis_bits(m->type->id) } };

@@ -5,6 +5,7 @@ import { execFileSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
+import { dots, kernels } from '../shaders-list.mjs';
 import { writeTiny } from './tiny.mjs';
 
 const LEVEL = { level: 'Enhanced', note: 'switched on for the test; software adapters (SwiftShader, lavapipe) alone' };
@@ -45,6 +46,21 @@ function longestGap() {
 }
 
 export const GPU = [
+    {
+        // wgpu and Mesa are not asked by shaders.sh, and a text that they do not like may end the browser
+        name: 'WebGPU: every kernel compiles', limit: 300, browsers: ['firefox'],
+        async run(context) {
+            const page = await context.open(context.isolated);
+            let n = 0;
+            for (const { name, texts, constants } of kernels) {
+                const code = dots.native + texts.join('');
+                const said = await page.call('gpuCompile', { code, constants }).catch(e => [`${name}: ${e.message}`]);
+                assert.deepEqual(said, [], name);
+                n += constants.length;
+            }
+            return { text: `${n} variants of ${kernels.length} kernels` };
+        },
+    },
     {
         name: 'WebGPU: every type and cache', feature: 'webgpu', limit: 500, browsers: ['chromium', 'firefox'],
         async run(context) {

@@ -104,6 +104,17 @@ window.tests = {
         });
     },
 
+    /** What is said against pipelines of a kernel's text with each of these constants. */
+    async gpuCompile({ code, constants }) {
+        const device = await (await navigator.gpu.requestAdapter()).requestDevice(), said = [];
+        const module = device.createShaderModule({ code });
+        for (const c of constants)
+            await device.createComputePipelineAsync({ layout: 'auto', compute: { module, entryPoint: 'main', constants: c } })
+                .catch(e => said.push(`${JSON.stringify(c)}: ${e.message}`));
+        device.destroy();
+        return said;
+    },
+
     /** On WebGPU, or as `backend` says; `fault`: what goes wrong there (gpu-faults.js). */
     async gpu({ n, fault, ...options }) {
         localStorage.clear(); // what failed before is not held against this attempt
