@@ -60,6 +60,26 @@ bool features_enabled(const Features *f, const char *name) {
     return !s || s->enabled;
 }
 
+bool features_worked(const Features *f, const char *name) {
+    const FeatureState *s = find(f, name);
+    return s && s->attempts > s->failures;
+}
+
+/* A place for one more, or NULL. */
+static FeatureState *add_feature(Features *f) {
+    int i = 0;
+    if (f->n_features == FEATURES_MAX) {
+        while (i < FEATURES_MAX && !f->feature[i].enabled) i++;
+        if (i == FEATURES_MAX) return NULL;
+        f->n_features--;
+        memmove(&f->feature[i], &f->feature[i + 1],
+                (size_t)(f->n_features - i) * sizeof *f->feature);
+    }
+    FeatureState *s = &f->feature[f->n_features++];
+    *s = (FeatureState){ .enabled = true };
+    return s;
+}
+
 static bool fails_too_often(const FeatureState *s) {
     return s->attempts >= LEAST_ATTEMPTS && 2 * s->failures > s->attempts;
 }
@@ -69,10 +89,8 @@ int features_result(Features *f, const char *name, bool ok, DibitError *err) {
     if (!s) {
         if (!good_name(name, strlen(name)))
             return fail(err, DIBIT_E_ARGUMENT, "\"%.40s\" is no name of a feature", name);
-        if (f->n_features == FEATURES_MAX)
-            return fail(err, DIBIT_E_ARGUMENT, "more than %d features", FEATURES_MAX);
-        s = &f->feature[f->n_features++];
-        *s = (FeatureState){ .enabled = true };
+        if (!(s = add_feature(f)))
+            return fail(err, DIBIT_E_ARGUMENT, "more than %d features that fail", FEATURES_MAX);
         memcpy(s->name, name, strlen(name));
     }
     if (s->attempts < MANY) {
@@ -104,13 +122,21 @@ int features_time(Features *f, const char *name, double ms, DibitError *err) {
     }
     if (!good_name(name, strlen(name)))
         return fail(err, DIBIT_E_ARGUMENT, "\"%.40s\" is no name of an operation", name);
-    if (f->n_ops == FEATURES_OPS)
-        return fail(err, DIBIT_E_ARGUMENT, "more than %d operations", FEATURES_OPS);
+    if (f->n_ops == FEATURES_OPS) {
+        f->n_ops--;
+        memmove(f->op, f->op + 1, (size_t)f->n_ops * sizeof *f->op);
+    }
     FeatureOp *op = &f->op[f->n_ops++];
     memset(op, 0, sizeof *op);
     memcpy(op->name, name, strlen(name));
     push(op, ms);
     return 0;
+}
+
+double features_last_ms(const Features *f, const char *name) {
+    for (int i = 0; i < f->n_ops; i++)
+        if (strcmp(f->op[i].name, name) == 0) return f->op[i].ms[f->op[i].n - 1];
+    return -1;
 }
 
 /* ---- text ---- */

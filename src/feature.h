@@ -37,11 +37,16 @@ bool features_load(Features *f, const char *text, size_t n);
 
 /* Whether a feature may be tried; one that was never tried may. */
 bool features_enabled(const Features *f, const char *name);
+/* Whether it was tried and did not always fail. */
+bool features_worked(const Features *f, const char *name);
 /* After an attempt. Returns 1 when this failure disabled it (failed more than half of at least
- * three times), else 0, or DIBIT_E_ARGUMENT for a bad name or one too many. */
+ * three times), else 0, or DIBIT_E_ARGUMENT for a bad name. Where there is no room the oldest that
+ * is enabled is forgotten; DIBIT_E_ARGUMENT where none is. */
 int features_result(Features *f, const char *name, bool ok, DibitError *err);
-/* An operation took so many milliseconds. */
+/* An operation took so many milliseconds. Where there is no room the oldest one is forgotten. */
 int features_time(Features *f, const char *op, double ms, DibitError *err);
+/* What it took last, or -1. */
+double features_last_ms(const Features *f, const char *op);
 /* Comma-separated names of what is disabled, for PlanRequest. Returns the full length. */
 size_t features_disabled(const Features *f, char *out, size_t cap);
 /* The state, terminated when cap > 0. Returns the full length. */

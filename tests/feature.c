@@ -110,13 +110,6 @@ static void names_are_checked(void **state) {
         assert_int_equal(features_time(&f, bad[i], 1, &err), DIBIT_E_ARGUMENT);
     }
     assert_true(f.n_features == 0 && f.n_ops == 0);
-    for (int i = 0; i < 40; i++) {
-        char name[16];
-        snprintf(name, sizeof name, "feature%d", i);
-        assert_int_equal(features_result(&f, name, true, &err),
-                         i < FEATURES_MAX ? 0 : DIBIT_E_ARGUMENT);
-        assert_int_equal(features_time(&f, name, 1, &err), i < FEATURES_OPS ? 0 : DIBIT_E_ARGUMENT);
-    }
     static const char *const stamps[] = {
         "", "a\nb",
         ("a stamp of far more than the ninety-five bytes that there is room for, which is an "
@@ -173,6 +166,30 @@ static void a_state_survives(void **state) {
     attempts(&g, "wasm_relaxed", "xx"); /* goes on counting: 3 of 5 */
     assert_false(features_enabled(&g, "wasm_relaxed"));
     assert_int_equal(n_logged, 1);
+}
+
+/* Where there is no room the oldest goes, but nothing that is off. */
+static void the_oldest_is_forgotten(void **state) {
+    (void)state;
+    Features f = fresh("chrome 151");
+    DibitError err;
+    char name[16];
+    for (int i = 0; i < 3; i++) features_result(&f, "broken", false, &err);
+    for (int i = 0; i < 40; i++) {
+        snprintf(name, sizeof name, "feature%d", i);
+        assert_int_equal(features_result(&f, name, true, &err), 0);
+        assert_int_equal(features_time(&f, name, i, &err), 0);
+    }
+    assert_int_equal(f.n_features, FEATURES_MAX);
+    assert_false(features_enabled(&f, "broken"));
+    assert_false(features_worked(&f, "broken"));
+    assert_false(features_worked(&f, "feature8"));
+    assert_true(features_worked(&f, "feature9"));
+    assert_true(features_worked(&f, "feature39"));
+    assert_true(features_last_ms(&f, "feature7") == -1);
+    assert_true(features_last_ms(&f, "feature8") == 8);
+    for (int i = 0; i < FEATURES_MAX; i++) f.feature[i].enabled = false;
+    assert_int_equal(features_result(&f, "more", true, &err), DIBIT_E_ARGUMENT);
 }
 
 static void the_largest_state_survives(void **state) {
@@ -331,6 +348,7 @@ int main(void) {
         cmocka_unit_test(the_last_ten_times_are_kept),
         cmocka_unit_test(names_are_checked),
         cmocka_unit_test(a_state_survives),
+        cmocka_unit_test(the_oldest_is_forgotten),
         cmocka_unit_test(the_largest_state_survives),
         cmocka_unit_test(another_version_begins_anew),
         cmocka_unit_test(damaged_texts_begin_anew),
