@@ -35,6 +35,11 @@ foreach(name ${TEST_NAMES})
   list(APPEND TESTS ${name})
 endforeach()
 
+# tests/gpu_faults.c stands before these functions of gpu.h.
+foreach(name open caps buffer write kernel bind submit read_start read_ready)
+  target_link_options(test_gpu_faults PRIVATE -Wl,--wrap=gpu_${name})
+endforeach()
+
 add_custom_target(fuzzers)
 file(GLOB FUZZ_SOURCES CONFIGURE_DEPENDS tests/fuzz/*.c)
 list(FILTER FUZZ_SOURCES EXCLUDE REGEX "regression_driver")

@@ -83,7 +83,8 @@ typedef struct DibitOptions {
                             are interleaved where they lie, without a copy. Afterwards, and after
                             an error too, the image is no model any more */
     struct DibitBackend *backend; /* NULL: the CPU. Taken over by the engine, also when opening
-                                     fails. Its sessions cannot be forked, saved or restored */
+                                     fails. Forked, saved and restored sessions of it compute
+                                     their rows anew when they are needed */
 } DibitOptions;
 
 enum {

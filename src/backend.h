@@ -9,8 +9,11 @@ typedef struct DibitBackend DibitBackend;
 enum { PASS_CACHE, PASS_LOGITS, PASS_GREEDY }; /* what is wanted of a pass besides its rows */
 struct DibitBackend {
     const char *name; /* "webgpu" */
+    bool optional;    /* sessions that it cannot hold run on the CPU; else they are refused */
     /* Takes a model's weights, once; the model must outlive it. */
     int (*load)(DibitBackend *b, const Model *m, DibitError *err);
+    /* 0 where a session with this cache can be opened, or DIBIT_E_UNSUPPORTED with the reason. */
+    int (*can_hold)(const DibitBackend *b, const Cache *c, DibitError *err);
     /* A session whose cache counts positions elsewhere; turns: (n_ctx, n_rot) as Scratch.rope. Both
      * must outlive it. */
     int (*open)(void **session, DibitBackend *b, const Cache *c, const float *turns,
@@ -23,6 +26,13 @@ struct DibitBackend {
     /* Random keys and values of positions 0..n-1. */
     int (*fill)(void *session, int n, DibitError *err);
     size_t (*bytes)(const void *session); /* of the rows */
+    /* Whether the device can no longer be used: all calls end with DIBIT_E_DEVICE then. */
+    bool (*is_lost)(const DibitBackend *b);
+    /* Takes the device anew and loads the model again; `plain`: with no more than what every device
+     * has, DIBIT_E_UNSUPPORTED where it was so already. The sessions from before only fail, with
+     * DIBIT_E_DEVICE, and can be closed. After a failure it is lost. NULL: its host sees to all
+     * this, and errors are the host's. */
+    int (*renew)(DibitBackend *b, bool plain, DibitError *err);
     void (*free)(DibitBackend *b);
 };
 #endif

@@ -680,9 +680,10 @@ int cache_each_run(const Cache *c, int n_past, int ring_from,
             int n = t->bits ? up_to_block(records_saved(c, n_past, ring_from)) : n_past, r = 0;
             size_t row = t->row_bytes(s->head_dim);
             for (int p = 0; p < n && r == 0; p += KV_PAGE)
-                r = fn(arg, row_at(c, i % 2, i / 2, head, p), (size_t)MIN(KV_PAGE, n - p) * row);
+                r = fn(arg, s->elsewhere ? NULL : row_at(c, i % 2, i / 2, head, p),
+                       (size_t)MIN(KV_PAGE, n - p) * row);
             if (r == 0 && t->bits && s->sinks + s->window > 0)
-                r = fn(arg, recent_at(c, i % 2, i / 2, head),
+                r = fn(arg, s->elsewhere ? NULL : recent_at(c, i % 2, i / 2, head),
                        (size_t)(s->sinks + s->window) * row_q8(s->head_dim));
             if (r != 0) return r;
         }

@@ -68,7 +68,7 @@ static int open_rest(DibitEngine *e, const DibitOptions *opt, DibitError *err) {
     if (r == 0) r = open_calibration(e, opt, err);
     if (r == 0) r = read_names(e, err);
     if (r == 0) r = open_tokenizer(e, err);
-    if (r == 0 && e->backend) r = e->backend->load(e->backend, &e->model, err);
+    if (r == 0 && e->backend) r = remote_load(e, err);
     if (r != 0) return r;
     engine_log(e, DIBIT_LOG_INFO, "%s: %llu weights in %zu bytes, %zu repacked; %s, %d threads",
                e->model.arch->name, (unsigned long long)e->model.n_params, e->model.file_bytes,
@@ -129,6 +129,7 @@ void dibit_close(DibitEngine **engine) {
     if (!e) return;
     tokenizer_close(&e->tokenizer);
     if (e->backend) e->backend->free(e->backend);
+    if (e->left) e->left->free(e->left);
     model_close(&e->model);
     pool_free(&e->pool);
     gguf_close(&e->kv_file);

@@ -136,6 +136,11 @@ static int too_large(const DibitSession *s, size_t need, size_t available, Dibit
                 s->n_ctx, need, available, available / each);
 }
 
+int session_fits(const DibitSession *s, size_t need, DibitError *err) {
+    size_t available = s->engine->memory.alloc ? SIZE_MAX : memory_available();
+    return need > available ? too_large(s, need, available, err) : 0;
+}
+
 static size_t text_bytes(const DibitEngine *e) {
     return 3 * (e->max_token_bytes + 8);
 }
@@ -151,12 +156,11 @@ static int create_parts(DibitSession *s, const CacheShape *shape, const DibitSam
         !scratch_total(&e->model, n_threads, s->n_batch, s->n_ctx, &rest) ||
         !size_add(kv, rest, &need))
         return fail(err, DIBIT_E_MEMORY, "a context of %d positions is too large", s->n_ctx);
-    if (e->backend) need = rest;
+    if (shape->elsewhere) need = rest;
     if (fork_of) need -= cache_forkable(fork_of);
     int r = sampler_create(&s->sampler, e->model.hp.n_vocab, sampling, memory, err);
+    if (r == 0) r = session_fits(s, need, err);
     if (r != 0) return r;
-    size_t available = memory->alloc ? SIZE_MAX : memory_available();
-    if (need > available) return too_large(s, need, available, err);
     s->tokens = mem_calloc(memory, (size_t)s->n_ctx, sizeof *s->tokens);
     s->text_bytes = text_bytes(e);
     s->text = mem_alloc(memory, s->text_bytes);
@@ -167,9 +171,7 @@ static int create_parts(DibitSession *s, const CacheShape *shape, const DibitSam
         r = scratch_create(&s->scratch, &e->model, &e->kern, e->pool, s->n_batch, s->n_ctx, memory,
                            err);
     s->scratch.ops.cancel = &s->cancel;
-    if (r == 0 && e->backend)
-        r = e->backend->open(&s->remote, e->backend, &s->cache, s->scratch.rope, err);
-    return r;
+    return r == 0 && shape->elsewhere ? remote_open(s, err) : r;
 }
 
 int dibit_session_create(DibitSession **out, DibitEngine *engine, const DibitSessionOptions *opt,
@@ -195,14 +197,13 @@ int dibit_fork(DibitSession **out, DibitSession *src, DibitError *err) {
     DibitEngine *e = src->engine;
     size_t n_vocab = (size_t)e->model.hp.n_vocab;
     *out = NULL;
-    if (e->backend)
-        return fail(err, DIBIT_E_UNSUPPORTED, "a session of %s cannot be forked", e->backend->name);
     DibitSession *s = mem_calloc(&e->memory, 1, sizeof *s);
     if (!s) return fail(err, DIBIT_E_MEMORY, "no memory for a session");
     s->engine = e;
     s->n_ctx = src->n_ctx;
     s->n_batch = src->n_batch;
-    int r = create_parts(s, &src->cache.shape, &src->sampler.cfg, &src->cache, err);
+    const CacheShape *shape = &src->cache.shape; /* rows elsewhere are computed anew when needed */
+    int r = create_parts(s, shape, &src->sampler.cfg, shape->elsewhere ? NULL : &src->cache, err);
     if (r != 0) {
         dibit_session_free(&s);
         return r;
@@ -224,7 +225,7 @@ void dibit_session_free(DibitSession **session) {
     DibitSession *s = session ? *session : NULL;
     if (!s) return;
     const DibitAllocator *memory = &s->engine->memory;
-    if (s->remote) s->engine->backend->close(&s->remote);
+    remote_close(s);
     cache_free(&s->cache);
     scratch_free(&s->scratch);
     sampler_free(&s->sampler);
@@ -250,29 +251,10 @@ static int take_cancel(DibitSession *s, DibitError *err) {
     return fail(err, DIBIT_E_CANCELLED, "cancelled");
 }
 
-/* One token by the backend: its rows, and logits or the likeliest token where there is room for
- * them. */
-static int run_remote(DibitSession *s, int32_t id, float *logits, int32_t *best, DibitError *err) {
-    const Model *m = &s->engine->model;
-    if (atomic_load(&s->cancel)) return fail(err, DIBIT_E_CANCELLED, "cancelled");
-    int r = cache_reserve(&s->cache, 1, err);
-    if (r == 0)
-        r = s->engine->backend->pass(s->remote, id,
-                                     best     ? PASS_GREEDY
-                                     : logits ? PASS_LOGITS
-                                              : PASS_CACHE,
-                                     logits, best, err);
-    if (r != 0) return r;
-    if (best ? *best < 0 : logits && !all_finite(logits, (size_t)m->hp.n_vocab))
-        return model_not_finite(m, err);
-    cache_advance(&s->cache, 1);
-    return 0;
-}
-
 static int run(DibitSession *s, const int32_t *ids, int n, float *logits, bool all,
                DibitError *err) {
     uint64_t start = ops_start(&s->scratch.ops);
-    int r = s->remote ? run_remote(s, ids[0], logits, NULL, err)
+    int r = s->remote ? remote_pass(s, ids[0], logits, NULL, err)
                       : model_forward(&s->engine->model, &s->scratch, &s->cache, ids, n, logits,
                                       all, err);
     if (start) {
@@ -318,7 +300,7 @@ static int likeliest(DibitSession *s, int32_t *id, DibitError *err) {
     int r = 0;
     while (r == 0 && s->cache.n_past < s->n_tokens) {
         int p = s->cache.n_past;
-        r = run_remote(s, s->tokens[p], NULL, p + 1 == s->n_tokens ? id : NULL, err);
+        r = remote_pass(s, s->tokens[p], NULL, p + 1 == s->n_tokens ? id : NULL, err);
     }
     if (r == DIBIT_E_CANCELLED) atomic_store(&s->cancel, 0);
     return r;
@@ -446,7 +428,7 @@ int dibit_fill(DibitSession *s, const int32_t *ids, size_t n, DibitError *err) {
     reopen(s);
     cut(s, 0);
     if (s->remote && n > 0) {
-        if ((r = s->engine->backend->fill(s->remote, (int)n, err)) != 0) return r;
+        if ((r = s->home->fill(s->remote, (int)n, err)) != 0) return r;
         cache_advance(&s->cache, (int)n);
         memcpy(s->tokens, ids, n * sizeof *ids);
         s->n_tokens = (int)n;
@@ -499,7 +481,7 @@ void dibit_memory(const DibitSession *s, DibitMemory *out) {
                           .n_past = s->n_tokens,
                           .kv_zero = (uint64_t)atomic_load(&s->cache.n_zero),
                           .kv_saturated = (uint64_t)atomic_load(&s->cache.n_saturated) };
-    if (s->remote) out->kv = s->engine->backend->bytes(s->remote);
+    if (s->remote) out->kv = s->home->bytes(s->remote);
     out->scratch = scratch_bytes(&s->scratch) + other_bytes(s);
 }
 

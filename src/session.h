@@ -21,6 +21,8 @@ struct DibitEngine {
     size_t max_token_bytes;   /* of one token's text */
     const char *isa;
     DibitBackend *backend; /* or NULL: the CPU */
+    DibitBackend *left;    /* one that was given up, for its sessions, or NULL */
+    int n_losses;          /* of the backend's device */
     Arena arena;
 };
 
@@ -28,7 +30,8 @@ struct DibitSession {
     DibitEngine *engine;
     Cache cache;
     Scratch scratch;
-    void *remote; /* of the engine's backend, or NULL */
+    void *remote;       /* of a backend, or NULL: this session is on the CPU */
+    DibitBackend *home; /* that backend */
     Sampler sampler;
     int32_t *tokens; /* (n_ctx); the cache holds all of them, or all but the last */
     int n_tokens, n_ctx, n_batch;
@@ -42,6 +45,17 @@ struct DibitSession {
     atomic_size_t sync_done, sync_total;
     DibitProfile profile; /* what the operations do not count themselves: tokens, whole passes */
 };
+
+/* session.c - whether so many bytes can be had, else DIBIT_E_MEMORY. */
+int session_fits(const DibitSession *s, size_t need, DibitError *err);
+
+/* remote.c - what a backend does for an engine and its sessions. Where it fails, passes go on as
+ * they can, at last on the CPU, and a warning is logged. */
+int remote_load(DibitEngine *e, DibitError *err);
+int remote_open(DibitSession *s, DibitError *err);
+void remote_close(DibitSession *s); /* one that is not open is fine */
+/* One token: its rows, and logits (n_vocab) or the likeliest token where there is room for them. */
+int remote_pass(DibitSession *s, int32_t id, float *logits, int32_t *best, DibitError *err);
 
 void engine_log(const DibitEngine *e, int level, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));

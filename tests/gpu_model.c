@@ -170,11 +170,6 @@ static void test_refusals(void **state) {
     open_pair(&p, &(Tiny){ .type = T_Q8_0 }, NULL, &so);
     DibitSession *other;
     const int32_t ids[3] = { 1, 40, 41 };
-    DibitPiece piece;
-    assert_int_equal(dibit_fork(&other, p.b, &err), DIBIT_E_UNSUPPORTED);
-    assert_null(other);
-    assert_int_equal(dibit_save(p.b, "/nowhere/x", &err), DIBIT_E_UNSUPPORTED);
-    assert_int_equal(dibit_restore(p.b, "/nowhere/x", &err), DIBIT_E_UNSUPPORTED);
     so.cache_k = "q4";
     assert_int_equal(dibit_session_create(&other, p.gpu, &so, &err), DIBIT_E_UNSUPPORTED);
     assert_non_null(strstr(err.text, "q4"));
@@ -184,12 +179,6 @@ static void test_refusals(void **state) {
     assert_int_equal(dibit_sync(p.b, ids, 3, &err), DIBIT_E_CANCELLED);
     assert_int_equal(dibit_tokens(p.b, NULL), 2);
     assert_true(dibit_sync(p.b, ids, 3, &err) == 1);
-    /* the device goes: an error with a name, again and again, and everything can be freed */
-    gpu_lose(gpu_of_backend(p.backend));
-    assert_int_equal(dibit_next(p.b, &piece, &err), 1); /* logits are there */
-    assert_int_equal(dibit_next(p.b, &piece, &err), DIBIT_E_DEVICE);
-    assert_int_equal(dibit_next(p.b, &piece, &err), DIBIT_E_DEVICE);
-    assert_int_equal(dibit_tokens(p.b, NULL), 4);
     close_pair(&p);
 }
 
@@ -197,6 +186,30 @@ static void test_refusals(void **state) {
 static void pause_for(int64_t *waits) {
     nanosleep(&(struct timespec){ .tv_nsec = 500000 }, NULL);
     ++*waits;
+}
+
+/* A backend of a host says that its device is gone, again and again, and everything can be freed.
+ */
+static void test_lost(void **state) {
+    (void)state;
+    Pair p;
+    DibitError err;
+    DibitPiece piece;
+    int r;
+    const int32_t ids[3] = { 1, 40, 41 };
+    DibitSessionOptions so = { .n_ctx = 64 };
+    no_wait = true;
+    open_pair(&p, &(Tiny){ .type = T_Q8_0 }, NULL, &so);
+    no_wait = false;
+    int64_t waits = 0;
+    while ((r = (int)dibit_sync(p.b, ids, 3, &err)) == DIBIT_WAIT) pause_for(&waits);
+    assert_true(r >= 0);
+    gpu_lose(gpu_of_backend(p.backend));
+    assert_int_equal(dibit_next(p.b, &piece, &err), 1); /* logits are there */
+    assert_int_equal(dibit_next(p.b, &piece, &err), DIBIT_E_DEVICE);
+    assert_int_equal(dibit_next(p.b, &piece, &err), DIBIT_E_DEVICE);
+    assert_int_equal(dibit_tokens(p.b, NULL), 4);
+    close_pair(&p);
 }
 
 /* A backend that does not block: every call is made until it is done, with no token computed twice
@@ -256,9 +269,9 @@ int main(int n, char **arg) {
     gpu_close(&g);
     if (n > 1) cmocka_set_test_filter(arg[1]);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_models),    cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_nonfinite), cmocka_unit_test(test_no_wait),
-        cmocka_unit_test(test_greedy),
+        cmocka_unit_test(test_models),  cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_lost),    cmocka_unit_test(test_nonfinite),
+        cmocka_unit_test(test_no_wait), cmocka_unit_test(test_greedy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

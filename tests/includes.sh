@@ -12,7 +12,7 @@ headers='
 2  types.def codec.h
 3  kern.h gguf.h tokenizer.h vocab.h unicode.h sample.h chat.h cache.h kv23.h basis.h trellis23.h
 4  ops.h
-4  gpu.h ops_gpu.h
+4  gpu.h ops_gpu.h check.h
 5  model.h
 6  session.h backend.h step.h
 7  quantize.h evaluate.h shape.h context.h calibrate.h calibration.h calibrate_kv.h calibrate_basis.h calibrate_sensitivity.h dense.h feedback.h recover.h quantize_part.h fields.h plan.h feature.h
@@ -30,14 +30,14 @@ src/gpu/*                                         0-4
 src/ops* src/attend*                              0-4
 src/model* src/backend.h                          0-5
 src/kv.c                                          0-4
-src/session* src/engine.c src/saved.c             0-6
+src/session* src/engine.c src/saved.c src/remote.c             0-6
 src/quantize* src/evaluate* src/shape*            0-5 7-7
 src/calibrat* src/feedback* src/recover* src/context*  0-5 7-7
 src/dense*                                        0-1 7-7
 src/plan* src/device* src/feature* src/fields*  0-5 7-7
 src/*                                             0-3
 app/convert* app/safetensors*                     names dibit.h base.h gguf.h codec.h
-app/gpu.c                                         names dibit.h base.h gpu.h step.h
+app/gpu.c                                         names dibit.h base.h gpu.h step.h check.h feature.h gguf.h
 app/detect.c                                      names dibit.h base.h plan.h feature.h gpu.h
 app/tokenize.c                                    names dibit.h base.h gguf.h tokenizer.h
 app/*                                             names dibit.h base.h quantize.h evaluate.h shape.h calibrate.h calibrate_kv.h context.h plan.h feature.h

@@ -32,6 +32,7 @@ typedef struct GpuOptions {
                             program, then where the system looks */
     bool floor;          /* ask for no more than every WebGPU device has */
     bool no_wait;        /* a backend's passes return DIBIT_WAIT where they would wait */
+    bool optional;       /* a backend's sessions run on the CPU where they cannot on the GPU */
     DibitAllocator memory;
 } GpuOptions;
 
@@ -43,7 +44,7 @@ const GpuCaps *gpu_caps(const Gpu *g);
 /* Why the device can no longer be used, or what the first failed call said; NULL while all is well.
  */
 const char *gpu_lost(const Gpu *g);
-/* For tests: the device is gone from now on. */
+/* For tests: the device is given up. */
 void gpu_lose(Gpu *g);
 
 /* n_bytes of zeros, a multiple of 4. 0 on failure. */

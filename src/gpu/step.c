@@ -1,7 +1,7 @@
 /* step.c - models on a GPU. A session's pass is a list of dispatches that is made once, when the
  * session is, and replayed for each token with four numbers changed; so a token allocates nothing.
  * The order is that of pass() in model.c, with neighbouring operations in one kernel: a layer is
- * ten dispatches (two more where t2 and t3 turn their inputs).
+ * six dispatches (more for long texts, and where t2 and t3 turn their inputs: docs/GPU.md).
  *
  * While a result is awaited the next token's commands are recorded already. */
 #include "gpu/step.h"
@@ -27,8 +27,9 @@ typedef struct Backend {
     GpuMatrix output;
     GpuId output_norm;
     const struct Session *recorded; /* whose next pass is recorded, or NULL */
-    bool no_wait;
-    struct { /* the pass whose result is under way; session NULL: none */
+    GpuOptions opt;
+    int epoch; /* how often the device was taken anew */
+    struct {   /* the pass whose result is under way; session NULL: none */
         const struct Session *session;
         int pos, what;
         int32_t id;
@@ -40,6 +41,7 @@ enum { PIECES = GPU_CUTS + 1 };
 
 typedef struct Session {
     Backend *b;
+    int epoch; /* that its objects are of */
     const Cache *c;
     GpuHeads h;
     GpuInput in, normed, gated; /* normed, gated: as the product before left them */
@@ -118,11 +120,9 @@ static void load_layer(Backend *b, int layer) {
     load_small(b, g, w, layer);
 }
 
-static int load(DibitBackend *api, const Model *m, DibitError *err) {
-    Backend *b = (Backend *)api;
+static int upload_model(Backend *b, DibitError *err) {
+    const Model *m = b->m;
     const Weight *out = &m->output;
-    if (b->m) return fail(err, DIBIT_E_ARGUMENT, "a GPU backend serves one engine");
-    b->m = m;
     b->layers = mem_calloc(&b->ops.memory, (size_t)m->hp.n_layers, sizeof *b->layers);
     if (!b->layers) return fail(err, DIBIT_E_MEMORY, "no memory for %d layers", m->hp.n_layers);
     for (int l = 0; l < m->hp.n_layers && b->ops.r == 0; l++) load_layer(b, l);
@@ -130,6 +130,13 @@ static int load(DibitBackend *api, const Model *m, DibitError *err) {
     b->output_norm = upload(&b->ops, m->output_norm, (size_t)m->hp.n_embd);
     int r = gpu_ops_error(&b->ops, err);
     return r ? r : gpu_submit(b->gpu, err); /* says whether uploads were refused */
+}
+
+static int load(DibitBackend *api, const Model *m, DibitError *err) {
+    Backend *b = (Backend *)api;
+    if (b->m) return fail(err, DIBIT_E_ARGUMENT, "a GPU backend serves one engine");
+    b->m = m;
+    return upload_model(b, err);
 }
 
 /* ---- the lists of a session ---- */
@@ -291,7 +298,8 @@ static void set_heads(Session *s) {
     s->h.eps = h->eps;
 }
 
-static int check_cache(const Backend *b, const Cache *c, DibitError *err) {
+static int can_hold(const DibitBackend *api, const Cache *c, DibitError *err) {
+    const Backend *b = (const Backend *)api;
     const Hparams *h = &b->m->hp;
     for (int i = 0; i < 2 * h->n_layers; i++) {
         int type = cache_type(c, i / 2, i % 2);
@@ -316,17 +324,17 @@ static void forget_recorded(Backend *b) {
     b->recorded = NULL;
 }
 
-static void session_close(void **session) {
-    Session *s = *session;
-    if (!s) return;
+static void free_list(GpuOps *o, GpuList *l, bool here) {
+    for (int i = 0; !here && i < l->n; i++) l->runs[i].bind = 0;
+    gpu_list_free(o, l);
+}
+
+/* Objects of the GPU; those of a device that was given up are gone with it. */
+static void free_objects(Session *s) {
     Backend *b = s->b;
     GpuOps *o = &b->ops;
     if (b->recorded == s) forget_recorded(b);
     if (b->flight.session == s) b->flight.id = -1; /* awaited by nobody, but to be read */
-    for (int i = 0; i < PIECES; i++) gpu_list_free(o, &s->body[i]);
-    gpu_list_free(o, &s->head);
-    gpu_list_free(o, &s->pick);
-    gpu_list_free(o, &s->tail);
     const GpuId ids[] = { s->x,     s->qkv,    s->att,    s->ff,      s->logits,  s->best,
                           s->pairs, s->h.step, s->h.none, s->h.turns, s->h.query, s->h.partial };
     for (size_t i = 0; i < ARRAY_LEN(ids); i++) gpu_free(b->gpu, ids[i]);
@@ -335,6 +343,18 @@ static void session_close(void **session) {
     gpu_input_free(o, &s->gated);
     for (int i = 0; s->kv && i < 2 * b->m->hp.n_layers; i++)
         gpu_free(b->gpu, s->kv[i / 2][i % 2].buffer);
+}
+
+static void session_close(void **session) {
+    Session *s = *session;
+    if (!s) return;
+    GpuOps *o = &s->b->ops;
+    bool here = s->epoch == s->b->epoch;
+    if (here) free_objects(s);
+    for (int i = 0; i < PIECES; i++) free_list(o, &s->body[i], here);
+    free_list(o, &s->head, here);
+    free_list(o, &s->pick, here);
+    free_list(o, &s->tail, here);
     mem_free(&o->memory, s->kv);
     mem_free(&o->memory, s->row);
     mem_free(&o->memory, s);
@@ -346,11 +366,12 @@ static int session_open(void **out, DibitBackend *api, const Cache *c, const flo
     Backend *b = (Backend *)api;
     const Hparams *h = &b->m->hp;
     *out = NULL;
-    int r = check_cache(b, c, err);
+    int r = can_hold(api, c, err);
     if (r != 0) return r;
     Session *s = mem_calloc(&b->ops.memory, 1, sizeof *s);
     if (!s) return fail(err, DIBIT_E_MEMORY, "no memory for a session");
     s->b = b;
+    s->epoch = b->epoch;
     s->c = c;
     s->recorded_pos = -1;
     s->kv = mem_calloc(&b->ops.memory, (size_t)h->n_layers, sizeof *s->kv);
@@ -422,7 +443,7 @@ static int let_go(Backend *b, DibitError *err) {
     if (!b->flight.session) return 0;
     void *ignored = mem_alloc(&b->ops.memory, b->flight.n_bytes);
     if (!ignored) return fail(err, DIBIT_E_MEMORY, "no memory for a result");
-    int r = gpu_read_ready(b->gpu, ignored, !b->no_wait, err);
+    int r = gpu_read_ready(b->gpu, ignored, !b->opt.no_wait, err);
     mem_free(&b->ops.memory, ignored);
     if (r == 0) return DIBIT_WAIT;
     b->flight.session = NULL;
@@ -455,13 +476,14 @@ static int session_pass(void *session, int32_t id, int what, float *logits, int3
     Session *s = session;
     Backend *b = s->b;
     uint32_t ignored;
+    if (s->epoch != b->epoch) return fail(err, DIBIT_E_DEVICE, "the GPU failed before");
     if (b->flight.session != s || b->flight.pos != s->c->n_past || b->flight.what != what ||
         b->flight.id != id) {
         int r = start(s, id, what, err);
         if (r != 0 || !b->flight.session) return r;
     }
     void *to = what == PASS_LOGITS ? (void *)logits : what == PASS_GREEDY ? best : (void *)&ignored;
-    int r = gpu_read_ready(b->gpu, to, !b->no_wait, err);
+    int r = gpu_read_ready(b->gpu, to, !b->opt.no_wait, err);
     if (r == 0) return DIBIT_WAIT;
     b->flight.session = NULL;
     return MIN(r, 0);
@@ -473,6 +495,7 @@ static int session_fill(void *session, int n, DibitError *err) {
     enum { PIECE = 1 << 20 }; /* words */
     Session *s = session;
     GpuOps *o = &s->b->ops;
+    if (s->epoch != s->b->epoch) return fail(err, DIBIT_E_DEVICE, "the GPU failed before");
     uint32_t *words = mem_alloc(&o->memory, PIECE * sizeof *words);
     (void)n;
     if (!words) return fail(err, DIBIT_E_MEMORY, "no memory for random rows");
@@ -506,20 +529,52 @@ static void free_layer(Backend *b, GpuLayer *g) {
     gpu_matrix_free(o, &g->down);
 }
 
+/* Everything of the device, which is lost then. */
+static void unload(Backend *b) {
+    forget_recorded(b);
+    b->flight.session = NULL;
+    for (int l = 0; b->layers && l < b->m->hp.n_layers; l++) free_layer(b, &b->layers[l]);
+    mem_free(&b->ops.memory, b->layers);
+    b->layers = NULL;
+    gpu_matrix_free(&b->ops, &b->output);
+    gpu_ops_free(&b->ops);
+    b->ops.memory = b->opt.memory; /* of sessions that are still to be closed */
+    gpu_close(&b->gpu);
+}
+
 static void backend_free(DibitBackend *api) {
     Backend *b = (Backend *)api;
     if (!b) return;
-    for (int l = 0; b->layers && l < b->m->hp.n_layers; l++) free_layer(b, &b->layers[l]);
-    mem_free(&b->ops.memory, b->layers);
-    gpu_matrix_free(&b->ops, &b->output);
-    gpu_ops_free(&b->ops);
-    gpu_close(&b->gpu);
+    unload(b);
     mem_free(NULL, b);
 }
 
 void gpu_backend_free(struct DibitBackend **b) {
     backend_free(*b);
     *b = NULL;
+}
+
+static int take_device(Backend *b, DibitError *err) {
+    int r = gpu_open(&b->gpu, &b->opt, err);
+    return r ? r : gpu_ops_create(&b->ops, b->gpu, &b->opt.memory, err);
+}
+
+static bool is_lost(const DibitBackend *api) {
+    const Backend *b = (const Backend *)api;
+    return !b->gpu || gpu_lost(b->gpu);
+}
+
+static int renew(DibitBackend *api, bool plain, DibitError *err) {
+    Backend *b = (Backend *)api;
+    if (plain && b->opt.floor)
+        return fail(err, DIBIT_E_UNSUPPORTED, "nothing special of the GPU is in use");
+    b->opt.floor |= plain;
+    unload(b);
+    b->epoch++;
+    int r = take_device(b, err);
+    if (r == 0) r = upload_model(b, err);
+    if (r != 0) unload(b);
+    return r;
 }
 
 Gpu *gpu_of_backend(struct DibitBackend *b) {
@@ -530,17 +585,20 @@ int gpu_backend(struct DibitBackend **out, const GpuOptions *opt, GpuCaps *caps,
     *out = NULL;
     Backend *b = mem_calloc(NULL, 1, sizeof *b);
     if (!b) return fail(err, DIBIT_E_MEMORY, "no memory for a GPU backend");
+    if (opt) b->opt = *opt;
     b->api = (DibitBackend){ .name = "webgpu",
+                             .optional = b->opt.optional,
                              .load = load,
+                             .can_hold = can_hold,
                              .open = session_open,
                              .close = session_close,
                              .pass = session_pass,
                              .fill = session_fill,
                              .bytes = session_bytes,
+                             .is_lost = is_lost,
+                             .renew = b->opt.no_wait ? NULL : renew,
                              .free = backend_free };
-    b->no_wait = opt && opt->no_wait;
-    int r = gpu_open(&b->gpu, opt, err);
-    if (r == 0) r = gpu_ops_create(&b->ops, b->gpu, opt ? &opt->memory : NULL, err);
+    int r = take_device(b, err);
     if (r != 0) {
         backend_free(&b->api);
         return r;

@@ -481,7 +481,9 @@ const char *gpu_lost(const Gpu *g) {
 
 void gpu_lose(Gpu *g) {
     gpu_drop(g);
-    if (!g->lost[0]) memcpy(g->lost, "the device was given up", 24);
+    if (g->lost[0]) return;
+    memcpy(g->lost, "the device was given up", 24);
+    g->wg.DeviceDestroy(g->device);
 }
 
 static int check_lost(const Gpu *g, DibitError *err) {

@@ -61,8 +61,6 @@ export class Session {
 
     fork() {
         const w = this.wasm;
-        // rows that a GPU holds are not copied: they are computed anew when they are needed
-        if (w.gpu) return new Session(this.engine, Session.create(w, this.engine.ptr, this.engine.settings));
         w.ok(w.x.dibit_fork(w.out, this.ptr, w.err));
         return new Session(this.engine, w.u32(w.out));
     }

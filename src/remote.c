@@ -1,0 +1,199 @@
+/* remote.c - sessions whose passes a backend does, and what takes over where it cannot go on: the
+ * device asked for anew, the same device without its special features, at last the CPU. The tokens
+ * are here, so nothing of a text is lost: the rows of the cache are computed again. */
+#include <string.h>
+
+#include "session.h"
+
+enum { MAX_LOSSES = 3 }; /* of the device, before the CPU takes over */
+
+/* Whether somebody else, as a browser's script, sees to a backend that fails. */
+static bool is_hosted(const DibitBackend *b) {
+    return !b->renew;
+}
+
+/* From now on the engine's sessions run on the CPU. The backend stays for those that must still be
+ * closed there. */
+static void leave(DibitEngine *e, const DibitError *why) {
+    engine_log(e, DIBIT_LOG_WARN, "%s; going on on the CPU", why->text);
+    e->left = e->backend;
+    e->backend = NULL;
+}
+
+/* After a call failed with DIBIT_E_DEVICE: the backend works again, or there is none any more. */
+static void renew(DibitEngine *e, const DibitError *why) {
+    DibitBackend *b = e->backend;
+    DibitError err = *why;
+    int r = 0;
+    while (b && b->is_lost(b) && (r == 0 || r == DIBIT_E_DEVICE) && ++e->n_losses <= MAX_LOSSES) {
+        engine_log(e, DIBIT_LOG_WARN, "%s; the device is asked for anew", err.text);
+        r = b->renew(b, false, &err);
+    }
+    if (b && b->is_lost(b)) leave(e, &err);
+}
+
+/* After kernels failed. What they cannot do with all that the device offers, they may with what
+ * every device has. */
+static void renew_plain(DibitEngine *e, const DibitError *why) {
+    DibitError err = *why;
+    int r = e->backend->renew(e->backend, true, &err);
+    if (r == 0)
+        engine_log(e, DIBIT_LOG_WARN, "%s; going on without the GPU's special features", why->text);
+    else
+        leave(e, &err);
+}
+
+int remote_load(DibitEngine *e, DibitError *err) {
+    DibitError why = { 0 };
+    int r = e->backend->load(e->backend, &e->model, &why);
+    if (r == DIBIT_E_DEVICE && !is_hosted(e->backend)) {
+        renew(e, &why);
+    } else if (r == DIBIT_E_MEMORY && !is_hosted(e->backend)) {
+        leave(e, &why);
+    } else if (r != 0) {
+        if (err) *err = why;
+        return r;
+    }
+    return 0;
+}
+
+void remote_close(DibitSession *s) {
+    if (s->remote) s->home->close(&s->remote);
+    s->home = NULL;
+}
+
+/* A cache, empty, and activations of its own in place of what a session of a backend needs. */
+static int to_cpu(DibitSession *s, DibitError *err) {
+    DibitEngine *e = s->engine;
+    CacheShape shape = s->cache.shape;
+    Cache cache;
+    Scratch scratch;
+    shape.elsewhere = false;
+    shape.n_batch = MIN(256, s->n_ctx);
+    size_t need;
+    if (!cache_bytes(&shape, &need)) need = SIZE_MAX;
+    int r = session_fits(s, need, err);
+    if (r == 0) r = cache_create(&cache, &shape, &e->memory, err);
+    if (r != 0) return r;
+    r = scratch_create(&scratch, &e->model, &e->kern, e->pool, shape.n_batch, s->n_ctx, &e->memory,
+                       err);
+    if (r != 0) {
+        cache_free(&cache);
+        return r;
+    }
+    memcpy(scratch.logits, s->scratch.logits, (size_t)e->model.hp.n_vocab * sizeof(float));
+    scratch.ops.cancel = &s->cancel;
+    scratch.ops.timed = s->scratch.ops.timed;
+    remote_close(s);
+    cache_free(&s->cache);
+    scratch_free(&s->scratch);
+    s->cache = cache;
+    s->scratch = scratch;
+    s->n_batch = shape.n_batch;
+    return 0;
+}
+
+int remote_open(DibitSession *s, DibitError *err) {
+    DibitEngine *e = s->engine;
+    while (e->backend) {
+        DibitBackend *b = e->backend;
+        DibitError why = { 0 };
+        int held = b->can_hold(b, &s->cache, &why), r = held;
+        if (r == 0) r = b->open(&s->remote, b, &s->cache, s->scratch.rope, &why);
+        if (r == 0) {
+            s->home = b;
+            return 0;
+        }
+        if (is_hosted(b) || (held != 0 && !b->optional)) {
+            if (err) *err = why;
+            return r;
+        }
+        if (r == DIBIT_E_DEVICE) {
+            renew(e, &why);
+        } else if (r == DIBIT_E_UNSUPPORTED && held == 0) {
+            renew_plain(e, &why);
+        } else {
+            engine_log(e, DIBIT_LOG_WARN, "%s; this session runs on the CPU", why.text);
+            break;
+        }
+    }
+    return to_cpu(s, err);
+}
+
+/* ---- passes ---- */
+
+static bool may_move(const DibitSession *s, int r) {
+    return s->remote && !is_hosted(s->home) && (r == DIBIT_E_DEVICE || r == DIBIT_E_MEMORY);
+}
+
+/* Rows of the first n tokens again. */
+static int recompute(DibitSession *s, int n, DibitError *err) {
+    int r = 0;
+    while (r == 0 && s->cache.n_past < n) {
+        const int32_t *ids = s->tokens + s->cache.n_past;
+        int k = MIN(s->n_batch, n - s->cache.n_past);
+        if (atomic_load(&s->cancel)) return fail(err, DIBIT_E_CANCELLED, "cancelled");
+        if (!s->remote) {
+            r = model_forward(&s->engine->model, &s->scratch, &s->cache, ids, k, NULL, false, err);
+            continue;
+        }
+        r = s->home->pass(s->remote, ids[0], PASS_CACHE, NULL, NULL, err);
+        if (r == 0) cache_advance(&s->cache, 1);
+    }
+    return r;
+}
+
+/* After a pass failed as r and why say: the session is where it was, on whatever works. */
+static int move(DibitSession *s, int r, DibitError *why) {
+    DibitEngine *e = s->engine;
+    int n = s->cache.n_past;
+    while (may_move(s, r)) {
+        cache_truncate(&s->cache, 0);
+        if (r == DIBIT_E_MEMORY) {
+            engine_log(e, DIBIT_LOG_WARN, "%s; this session runs on the CPU", why->text);
+            r = to_cpu(s, why);
+        } else {
+            remote_close(s);
+            renew(e, why);
+            r = remote_open(s, why);
+        }
+        if (r == 0) r = recompute(s, n, why);
+    }
+    return r;
+}
+
+/* The first of the largest, as the sampler has it. */
+static int32_t likeliest(const float *x, int n) {
+    int best = 0;
+    for (int i = 1; i < n; i++)
+        if (x[i] > x[best]) best = i;
+    return best;
+}
+
+int remote_pass(DibitSession *s, int32_t id, float *logits, int32_t *best, DibitError *err) {
+    const Model *m = &s->engine->model;
+    if (atomic_load(&s->cancel)) return fail(err, DIBIT_E_CANCELLED, "cancelled");
+    int r = cache_reserve(&s->cache, 1, err);
+    if (r != 0) return r;
+    int what = best ? PASS_GREEDY : logits ? PASS_LOGITS : PASS_CACHE;
+    bool own = logits == s->scratch.logits; /* which a move replaces */
+    DibitError why = { 0 };
+    r = s->home->pass(s->remote, id, what, logits, best, &why);
+    while (may_move(s, r)) {
+        if ((r = move(s, r, &why)) != 0) break;
+        if (own) logits = s->scratch.logits;
+        if (s->remote) {
+            r = s->home->pass(s->remote, id, what, logits, best, &why);
+            continue;
+        }
+        if (best) logits = s->scratch.logits;
+        r = model_forward(m, &s->scratch, &s->cache, &id, 1, logits, false, &why);
+        if (r == 0 && best) *best = likeliest(logits, m->hp.n_vocab);
+    }
+    if (r != 0 && err) *err = why;
+    if (r != 0 || !s->remote) return r; /* the CPU's pass has seen to the rest */
+    if (best ? *best < 0 : logits && !all_finite(logits, (size_t)m->hp.n_vocab))
+        return model_not_finite(m, err);
+    cache_advance(&s->cache, 1);
+    return 0;
+}
