@@ -2,8 +2,8 @@
 // Firefox. Most use a model of a million random weights, since SwiftShader takes a second for a token of the repository's.
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
-import { existsSync } from 'node:fs';
-import { join } from 'node:path';
+import { copyFileSync, existsSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { dots, kernels } from '../shaders-list.mjs';
 import { writeTiny } from './tiny.mjs';
@@ -59,6 +59,22 @@ export const GPU = [
                 n += constants.length;
             }
             return { text: `${n} variants of ${kernels.length} kernels` };
+        },
+    },
+    {
+        name: 'WebGPU: operations', feature: 'webgpu', limit: 900, browsers: ['chromium', 'firefox'],
+        async run(context) {
+            copyFileSync(join(dirname(context.program), 'web', 'gpu-test.wasm'), join(context.work, 'gpu-test.wasm'));
+            const page = await context.open(context.isolated), wasm = `${context.isolated.url}/work/gpu-test.wasm`, seen = [];
+            const wrong = page.call('gpuOps', { wasm, fault: 'replace=divide(127.0&with=divide(126.0' });
+            await assert.rejects(wrong, /gpu\.c:\d+/, 'a wrong kernel passes');
+            for (const floor of [false, true]) {
+                const { code, lines } = await page.call('gpuOps', { wasm, floor, all: process.env.DIBIT_GPU_POINTS === '1' });
+                assert.equal(code, 0, lines.join('; '));
+                assert.ok(lines.length > 8, `only ${lines.length} lines: ${lines}`);
+                seen.push(lines[0]);
+            }
+            return { ...LEVEL, text: seen.join('; ') };
         },
     },
     {

@@ -104,6 +104,17 @@ window.tests = {
         });
     },
 
+    /** tests/gpu.c in this browser; fault: as below. */
+    gpuOps: ({ fault, ...options }) => new Promise((resolve, reject) => {
+        const worker = new Worker(`/tests/gpu-ops.js?${fault ?? ''}`, { type: 'module' });
+        worker.onerror = e => reject(new Error(e.message));
+        worker.onmessage = ({ data }) => {
+            worker.terminate();
+            if (data.error) reject(new Error(data.error)); else resolve(data);
+        };
+        worker.postMessage(options);
+    }),
+
     /** What is said against pipelines of a kernel's text with each of these constants. */
     async gpuCompile({ code, constants }) {
         const device = await (await navigator.gpu.requestAdapter()).requestDevice(), said = [];
