@@ -116,7 +116,7 @@ typedef struct CliModel {
 #define CLI_BACKEND_ROW(m)                                                                         \
     {                                                                                              \
         "backend", NULL, CLI_CHOICE, &(m)->backend, "NAME",                                        \
-            "where the model runs: cpu, gpu (WebGPU), or auto: a GPU where there is one", 0, 0,    \
+            "where the model runs: cpu, gpu (WebGPU), or auto: the faster one of both", 0, 0,      \
             "cpu gpu auto"                                                                         \
     }
 

@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include <assert.h>
 #include <dlfcn.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -446,6 +447,14 @@ static void release_slot(Gpu *g, Slot *s) {
     *s = (Slot){ FREE, NULL, 0 };
 }
 
+/* The first instance stays too, so that the driver does: an H100's that was unloaded was not always
+ * found again (VK_ERROR_INCOMPATIBLE_DRIVER), which a device that is taken anew must be. */
+static bool keep_first(void *instance) {
+    static _Atomic(void *) first;
+    void *none_yet = NULL;
+    return atomic_compare_exchange_strong(&first, &none_yet, instance);
+}
+
 void gpu_close(Gpu **gpu) {
     Gpu *g = gpu ? *gpu : NULL;
     if (!g) return;
@@ -464,7 +473,7 @@ void gpu_close(Gpu **gpu) {
         g->wg.DeviceRelease(g->device);
     }
     if (g->adapter) g->wg.AdapterRelease(g->adapter);
-    if (g->instance) g->wg.InstanceRelease(g->instance);
+    if (g->instance && !keep_first(g->instance)) g->wg.InstanceRelease(g->instance);
     /* The library stays: threads of the driver may still be in it. */
     DibitAllocator memory = g->memory;
     mem_free(&memory, g);
