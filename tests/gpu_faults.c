@@ -447,10 +447,7 @@ static void test_all_wrong(void **state) {
 }
 
 int main(int n, char **arg) {
-    Gpu *g = test_gpu(false); /* says why where there is none */
-    if (!g) return SKIPPED;
-    gpu_close(&g);
-    if (n > 1) cmocka_set_test_filter(arg[1]);
+    if (!test_gpu_begin(n, arg)) return SKIPPED;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_lost, start),
         cmocka_unit_test_setup(test_lost_for_good, start),

@@ -264,10 +264,7 @@ static void test_nonfinite(void **state) {
 }
 
 int main(int n, char **arg) {
-    Gpu *g = test_gpu(false); /* says why where there is none */
-    if (!g) return SKIPPED;
-    gpu_close(&g);
-    if (n > 1) cmocka_set_test_filter(arg[1]);
+    if (!test_gpu_begin(n, arg)) return SKIPPED;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_models),  cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_lost),    cmocka_unit_test(test_nonfinite),

@@ -43,6 +43,17 @@ static inline Gpu *test_gpu(bool floor) {
     return NULL;
 }
 
+/* usage of such a program: [PATTERN of test names]. False, with the reason, without an adapter. */
+#ifndef __wasm__
+static inline bool test_gpu_begin(int n, char **arg) {
+    Gpu *g = test_gpu(false);
+    if (!g) return false;
+    gpu_close(&g);
+    if (n > 1) cmocka_set_test_filter(arg[1]);
+    return true;
+}
+#endif
+
 static inline double test_random(void) { /* -1..1, splitmix64 */
     static uint64_t test_state = 1;
     uint64_t x = test_state += 0x9e3779b97f4a7c15u;
