@@ -1,6 +1,6 @@
 /* gpu.c - how fast a GPU multiplies matrices of each type with a vector, beside a plain read of the
  * same run; what a dispatch costs. CSV on stdout. usage: bench_gpu [MEGABYTES of a matrix [COLUMNS
- * [TYPE ..]]] | layer TYPE CACHE POSITION | shapes TYPE | attend KV_HEADS */
+ * [TYPE ..]]] | layer TYPE CACHE POSITION | shapes TYPE | batch TYPE | attend KV_HEADS */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -59,7 +59,7 @@ static double time_list(const GpuList *l, int repeats, int per_list, int pos, Gp
     uint64_t warm = clock_ns() + warm_ns;
     for (int r = -1; r < ROUNDS; r += r >= 0 || clock_ns() > warm) {
         uint64_t start = clock_ns();
-        for (int i = 0; i < repeats; i++) gpu_list_run(&ops, l, pos);
+        for (int i = 0; i < repeats; i++) gpu_list_run(&ops, l, pos, l->batch ? GPU_BATCH : 1);
         finish(wait);
         if (r >= 0) t[r] = (double)(clock_ns() - start) * 1e-9 / (repeats * per_list);
     }
@@ -78,7 +78,7 @@ static double read_rate(GpuId x, size_t n_bytes) {
         const GpuConst c[] = { { "N", (double)(n_bytes / 16) }, { "STEP", groups * 256.0 } };
         const GpuRange ranges[] = { { x, 0, 0 }, { y, 0, 0 } };
         GpuId k = gpu_kernel(ops.gpu, "read", read_text, c, 2, &err);
-        GpuRun run = { k, k ? gpu_bind(ops.gpu, k, ranges, 2, &err) : 0, groups, 1, 0, 0 };
+        GpuRun run = { k, k ? gpu_bind(ops.gpu, k, ranges, 2, &err) : 0, groups, 1, 0, 0, false };
         if (!run.bind) fprintf(stderr, "bench_gpu: %s\n", err.text), exit(1);
         GpuList l = { .runs = &run, .n = 1, .cap = 1 };
         double rate = (double)n_bytes / time_list(&l, REPEATS, 1, 0, y);
@@ -114,7 +114,7 @@ static void time_matrix(int type, size_t megabytes, size_t cols, double rate) {
     GpuInput in;
     GpuList l = { 0 };
     gpu_matrix(&ops, &m, ws, 1);
-    gpu_input(&ops, &in, cols);
+    gpu_input(&ops, &in, cols, 1);
     in.f32 = (GpuRange){ in.x, 0, 0 };
     GpuId y[OUTPUTS]; /* in turn, so that runs need not wait for each other */
     for (int i = 0; i < OUTPUTS; i++) {
@@ -144,7 +144,8 @@ static void time_dispatch(void) {
     GpuId k = gpu_kernel(ops.gpu, "empty", empty_text, NULL, 0, &err);
     GpuRun runs[N];
     for (int i = 0; i < N; i++)
-        runs[i] = (GpuRun){ k, gpu_bind(ops.gpu, k, &(GpuRange){ y, 0, 0 }, 1, &err), 1, 1, 0, 0 };
+        runs[i] =
+            (GpuRun){ k, gpu_bind(ops.gpu, k, &(GpuRange){ y, 0, 0 }, 1, &err), 1, 1, 0, 0, false };
     GpuList l = { .runs = runs, .n = N, .cap = N };
     printf("# dependent dispatch: %.2f us\n", 1e6 * time_list(&l, 1, N, 0, y));
 }
@@ -191,7 +192,7 @@ static void make_attention(Attention *a, const char *cache, int pos, int n_kv_he
     a->x = gpu_ops_buffer(&ops, 3 * E * sizeof(float));
     a->out = gpu_ops_buffer(&ops, E * sizeof(float));
     a->weights = gpu_ops_buffer(&ops, HEADS * 16);
-    uint32_t step[GPU_STEP_WORDS] = { 0, (uint32_t)pos };
+    uint32_t step[GPU_STEP_WORDS] = { (uint32_t)pos };
     step[GPU_STEP_RECORDS] = (uint32_t)MAX(0, pos / 16 * 16 - KV_WINDOW + 16);
     step[GPU_STEP_ENCODE] = (uint32_t)MAX(0, pos / 16 * 16 - KV_WINDOW + 1);
     h->step = gpu_ops_buffer(&ops, sizeof step);
@@ -256,7 +257,7 @@ static void time_layer(const char *type, const char *cache, int pos) {
     GpuList l = { 0 };
     GpuId x = gpu_ops_buffer(&ops, E * sizeof(float)), w = gpu_ops_buffer(&ops, E * sizeof(float));
     GpuId y = gpu_ops_buffer(&ops, 2 * FF * sizeof(float));
-    gpu_input(&ops, &in, FF);
+    gpu_input(&ops, &in, FF, 1);
     const GpuSource plain = { .kind = GPU_PLAIN, .a = floats(x, 0, E) };
     const GpuSource normed = { GPU_NORM, floats(x, 0, E), floats(w, 0, E), 1e-5f, 0, 0 };
     const GpuSource gated = { GPU_SWIGLU, floats(y, 0, FF), floats(y, FF, FF), 0, 0, 0 };
@@ -277,7 +278,7 @@ static void time_layer(const char *type, const char *cache, int pos) {
     gpu_op_matmul(&ops, &l, x, 0, &down, &in, true);
     time_op("down", &l, 0, x);
     if (!gpu_can_next(&o, &gate_up, 1)) return;
-    gpu_input(&ops, &next, FF);
+    gpu_input(&ops, &next, FF, 1);
     gpu_op_matmul_norm(&ops, &l, x, &o, &in, w, 1e-5f, &next);
     time_op("o and norm", &l, 0, x);
     in.heads = (GpuSource){ .kind = GPU_PLAIN, .a = floats(y, 0, E) };
@@ -292,20 +293,21 @@ static void time_layer(const char *type, const char *cache, int pos) {
     time_op("down and norm", &l, 0, x);
 }
 
-/* The same matrices with workgroups of 2 to 32 rows (t2, t3: of fours of rows). */
-static void time_shapes(const char *type) {
+/* The same matrices with workgroups of 2 to 32 rows (t2, t3: of fours of rows), times one vector or
+ * those of a batch. */
+static void time_shapes(const char *type, bool batch) {
     static const struct {
         const char *name;
         size_t rows, cols;
     } of[] = { { "q k v", 3 * E, E }, { "o", E, E }, { "gate up", 2 * FF, E }, { "down", E, FF } };
     GpuInput in;
-    GpuList l = { 0 };
-    gpu_input(&ops, &in, FF);
-    GpuId y = gpu_ops_buffer(&ops, 2 * FF * sizeof(float));
+    gpu_input(&ops, &in, 2 * FF, GPU_BATCH);
+    GpuId y = gpu_ops_buffer(&ops, GPU_BATCH * 2 * FF * sizeof(float));
     printf("matrix (%s),rows of a workgroup,us\n", type);
     for (size_t i = 0; i < ARRAY_LEN(of); i++) {
         GpuMatrix m = layer_matrix(type_by_name(type), of[i].rows, of[i].cols);
         for (size_t along = 0; along <= 32; along = along ? 2 * along : 2) {
+            GpuList l = { .step = 2 * FF, .batch = batch };
             char name[64];
             ops.along = along;
             snprintf(name, sizeof name, "%s,%zu", of[i].name, along);
@@ -329,8 +331,8 @@ int main(int n, char **arg) {
         return 1;
     }
     printf("# %s, %s\n", gpu_caps(g)->name, gpu_caps(g)->driver);
-    if (n == 3 && strcmp(arg[1], "shapes") == 0) {
-        time_shapes(arg[2]);
+    if (n == 3 && (strcmp(arg[1], "shapes") == 0 || strcmp(arg[1], "batch") == 0)) {
+        time_shapes(arg[2], strcmp(arg[1], "batch") == 0);
     } else if (n == 3 && strcmp(arg[1], "attend") == 0) {
         time_caches((int)strtol(arg[2], NULL, 10));
     } else if (layer) {

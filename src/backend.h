@@ -19,10 +19,13 @@ struct DibitBackend {
     int (*open)(void **session, DibitBackend *b, const Cache *c, const float *turns,
                 DibitError *err);
     void (*close)(void **session);
-    /* Token id at position c->n_past. PASS_LOGITS: logits (n_vocab) are there when it returns;
-     * PASS_GREEDY: *best is the likeliest token, -1 where a logit is not finite. DIBIT_WAIT: under
-     * way; the same call again goes on with it, any other one lets it go. */
-    int (*pass)(void *session, int32_t id, int what, float *logits, int32_t *best, DibitError *err);
+    int n_batch; /* most tokens of a pass; none goes across a multiple of this many positions */
+    /* Tokens ids[0..n-1] from position c->n_past on, of which only PASS_CACHE takes more than one.
+     * PASS_LOGITS: logits (n_vocab) are there when it returns; PASS_GREEDY: *best is the likeliest
+     * token, -1 where a logit is not finite. DIBIT_WAIT: under way; the same call again goes on
+     * with it, any other one lets it go. */
+    int (*pass)(void *session, const int32_t *ids, int n, int what, float *logits, int32_t *best,
+                DibitError *err);
     /* Random keys and values of positions 0..n-1. */
     int (*fill)(void *session, int n, DibitError *err);
     size_t (*bytes)(const void *session); /* of the rows */

@@ -6,6 +6,7 @@
 #include "session.h"
 
 enum { MAX_LOSSES = 3 }; /* of the device, before the CPU takes over */
+enum { MIN_BATCH = 4 };  /* tokens: fewer take less time one by one */
 
 /* Whether somebody else, as a browser's script, sees to a backend that fails. */
 static bool is_hosted(const DibitBackend *b) {
@@ -126,19 +127,25 @@ static bool may_move(const DibitSession *s, int r) {
     return s->remote && !is_hosted(s->home) && (r == DIBIT_E_DEVICE || r == DIBIT_E_MEMORY);
 }
 
+int remote_batch(const DibitSession *s, int n) {
+    int most = s->home->n_batch, k = MIN(n - 1, most - s->cache.n_past % most);
+    return k < MIN_BATCH ? 1 : k;
+}
+
 /* Rows of the first n tokens again. */
 static int recompute(DibitSession *s, int n, DibitError *err) {
     int r = 0;
     while (r == 0 && s->cache.n_past < n) {
         const int32_t *ids = s->tokens + s->cache.n_past;
-        int k = MIN(s->n_batch, n - s->cache.n_past);
+        int k = n - s->cache.n_past;
+        k = s->remote ? remote_batch(s, k) : MIN(s->n_batch, k);
         if (atomic_load(&s->cancel)) return fail(err, DIBIT_E_CANCELLED, "cancelled");
         if (!s->remote) {
             r = model_forward(&s->engine->model, &s->scratch, &s->cache, ids, k, NULL, false, err);
             continue;
         }
-        r = s->home->pass(s->remote, ids[0], PASS_CACHE, NULL, NULL, err);
-        if (r == 0) cache_advance(&s->cache, 1);
+        r = s->home->pass(s->remote, ids, k, PASS_CACHE, NULL, NULL, err);
+        if (r == 0) cache_advance(&s->cache, k);
     }
     return r;
 }
@@ -170,30 +177,31 @@ static int32_t likeliest(const float *x, int n) {
     return best;
 }
 
-int remote_pass(DibitSession *s, int32_t id, float *logits, int32_t *best, DibitError *err) {
+int remote_pass(DibitSession *s, const int32_t *ids, int n, float *logits, int32_t *best,
+                DibitError *err) {
     const Model *m = &s->engine->model;
     if (atomic_load(&s->cancel)) return fail(err, DIBIT_E_CANCELLED, "cancelled");
-    int r = cache_reserve(&s->cache, 1, err);
+    int r = cache_reserve(&s->cache, n, err);
     if (r != 0) return r;
     int what = best ? PASS_GREEDY : logits ? PASS_LOGITS : PASS_CACHE;
     bool own = logits == s->scratch.logits; /* which a move replaces */
     DibitError why = { 0 };
-    r = s->home->pass(s->remote, id, what, logits, best, &why);
+    r = s->home->pass(s->remote, ids, n, what, logits, best, &why);
     while (may_move(s, r)) {
         if ((r = move(s, r, &why)) != 0) break;
         if (own) logits = s->scratch.logits;
         if (s->remote) {
-            r = s->home->pass(s->remote, id, what, logits, best, &why);
+            r = s->home->pass(s->remote, ids, n, what, logits, best, &why);
             continue;
         }
         if (best) logits = s->scratch.logits;
-        r = model_forward(m, &s->scratch, &s->cache, &id, 1, logits, false, &why);
+        r = model_forward(m, &s->scratch, &s->cache, ids, n, logits, false, &why);
         if (r == 0 && best) *best = likeliest(logits, m->hp.n_vocab);
     }
     if (r != 0 && err) *err = why;
     if (r != 0 || !s->remote) return r; /* the CPU's pass has seen to the rest */
     if (best ? *best < 0 : logits && !all_finite(logits, (size_t)m->hp.n_vocab))
         return model_not_finite(m, err);
-    cache_advance(&s->cache, 1);
+    cache_advance(&s->cache, n);
     return 0;
 }

@@ -254,7 +254,7 @@ static int take_cancel(DibitSession *s, DibitError *err) {
 static int run(DibitSession *s, const int32_t *ids, int n, float *logits, bool all,
                DibitError *err) {
     uint64_t start = ops_start(&s->scratch.ops);
-    int r = s->remote ? remote_pass(s, ids[0], logits, NULL, err)
+    int r = s->remote ? remote_pass(s, ids, n, logits, NULL, err)
                       : model_forward(&s->engine->model, &s->scratch, &s->cache, ids, n, logits,
                                       all, err);
     if (start) {
@@ -263,6 +263,11 @@ static int run(DibitSession *s, const int32_t *ids, int n, float *logits, bool a
     }
     if (r == DIBIT_E_CANCELLED) atomic_store(&s->cancel, 0);
     return r;
+}
+
+/* Of n tokens, how many the next pass takes. */
+static int n_of_pass(const DibitSession *s, int n) {
+    return s->remote ? remote_batch(s, n) : MIN(s->n_batch, n);
 }
 
 static int check_ids(const DibitSession *s, const int32_t *ids, size_t n, DibitError *err) {
@@ -286,7 +291,7 @@ static void cut(DibitSession *s, int n) {
  */
 static int catch_up(DibitSession *s, bool want_logits, DibitError *err) {
     while (s->cache.n_past < s->n_tokens) {
-        int n = MIN(s->n_batch, s->n_tokens - s->cache.n_past);
+        int n = n_of_pass(s, s->n_tokens - s->cache.n_past);
         bool last = want_logits && s->cache.n_past + n == s->n_tokens;
         int r = run(s, s->tokens + s->cache.n_past, n, last ? s->scratch.logits : NULL, false, err);
         if (r != 0) return r;
@@ -299,8 +304,8 @@ static int catch_up(DibitSession *s, bool want_logits, DibitError *err) {
 static int likeliest(DibitSession *s, int32_t *id, DibitError *err) {
     int r = 0;
     while (r == 0 && s->cache.n_past < s->n_tokens) {
-        int p = s->cache.n_past;
-        r = remote_pass(s, s->tokens[p], NULL, p + 1 == s->n_tokens ? id : NULL, err);
+        int p = s->cache.n_past, n = n_of_pass(s, s->n_tokens - p);
+        r = remote_pass(s, s->tokens + p, n, NULL, p + n == s->n_tokens ? id : NULL, err);
     }
     if (r == DIBIT_E_CANCELLED) atomic_store(&s->cancel, 0);
     return r;
@@ -316,7 +321,7 @@ static void reopen(DibitSession *s) {
 static int prefill(DibitSession *s, const int32_t *ids, int from, int n, DibitError *err) {
     cut(s, from);
     for (int i = s->cache.n_past; i < n;) {
-        int k = MIN(s->n_batch, n - i);
+        int k = n_of_pass(s, n - i);
         int r = run(s, ids + i, k, i + k == n ? s->scratch.logits : NULL, false, err);
         if (r != 0) return r;
         memmove(s->tokens + i, ids + i, (size_t)k * sizeof *ids); /* ids may be s->tokens */
@@ -405,7 +410,7 @@ int dibit_forward(DibitSession *s, const int32_t *ids, size_t n, float *out, Dib
     reopen(s);
     s->has_logits = false;
     while (i < n) {
-        int k = (int)MIN((size_t)s->n_batch, n - i);
+        int k = s->remote && out ? 1 : n_of_pass(s, (int)(n - i));
         r = run(s, ids + i, k, out ? out + i * n_vocab : NULL, true, err);
         if (r == DIBIT_WAIT) s->n_forwarded = i;
         if (r != 0) return r;

@@ -56,6 +56,13 @@ static uint8_t *random_matrix(const TypeInfo *t, size_t rows, size_t cols, uint3
     return data;
 }
 
+static Weight random_weight(int type, size_t rows, size_t cols) {
+    Weight w = { .type = type_info(type), .rows = rows, .cols = cols };
+    w.data = random_matrix(w.type, rows, cols, 5);
+    type_bytes(w.type, rows, cols, &w.n_bytes);
+    return w;
+}
+
 /* Float sums go in another order: 1e-5 of the largest result; t2 and t3 sum integers, what is left
  * is the scale of the input. */
 static void check_matmul(Context *c, int type, size_t rows, size_t cols, int add) {
@@ -89,6 +96,70 @@ static void check_matmul(Context *c, int type, size_t rows, size_t cols, int add
     free(y);
     free(want);
     free(data);
+}
+
+/* A batch: n inputs from sources of all kinds, `step` apart. Bounds as above; behind RMSNorm and
+ * SwiGLU few codes may be 1 off, 2e-3 of the largest. */
+static void check_batch(Context *c, int type, size_t rows, size_t cols, int kind, int n) {
+    Weight w = random_weight(type, rows, cols);
+    const Weight *ws[] = { &w };
+    size_t step = (MAX(rows, cols) + 127) / 128 * 128, all = GPU_BATCH * step;
+    float *a = malloc(all * 4), *b = malloc(all * 4), *x = malloc(all * 4);
+    float *y = malloc(all * 4), *want = malloc(all * 4);
+    GpuMatrix m;
+    GpuInput in;
+    GpuList l = { .step = step, .batch = true };
+    char what[80];
+    test_fill(a, all);
+    test_fill(b, all);
+    test_fill(y, all);
+    for (int t = 0; t < n; t++) {
+        float *to = x + (size_t)t * cols, *of = a + (size_t)t * step;
+        memcpy(to, of, cols * 4);
+        if (kind == GPU_NORM) c->kern.rmsnorm(to, of, b, (int)cols, 1e-5f);
+        if (kind == GPU_SWIGLU) c->kern.swiglu(to, of, b + (size_t)t * step, (int)cols);
+    }
+    op_matmul(&c->cpu, want, step, &w, x, n);
+    for (int t = 0; kind == GPU_PLAIN && t < n; t++)
+        for (size_t r = 0; r < rows; r++) want[(size_t)t * step + r] += y[(size_t)t * step + r];
+    GpuId ga = test_upload(&c->o, a, all * 4), gb = test_upload(&c->o, b, all * 4);
+    GpuId gy = test_upload(&c->o, y, all * 4);
+    gpu_matrix(&c->o, &m, ws, 1);
+    gpu_input(&c->o, &in, step, GPU_BATCH);
+    const GpuSource s = { .kind = kind, .a = { ga, 0, 0 }, .b = { gb, 0, 0 }, .eps = 1e-5f };
+    gpu_op_input(&c->o, &l, &in, &s, &m);
+    gpu_op_matmul(&c->o, &l, gy, 0, &m, &in, kind == GPU_PLAIN);
+    must(&c->o);
+    gpu_list_run(&c->o, &l, 0, n);
+    test_read(&c->o, gy, y, all * 4);
+    for (int t = 0; t < n; t++) {
+        snprintf(what, sizeof what, "%s %zu x %zu, source %d, token %d of %d", w.type->name, rows,
+                 cols, kind, t, n);
+        assert_close(what, y + (size_t)t * step, want + (size_t)t * step, rows,
+                     kind == GPU_PLAIN ? 1e-5 : 2e-3);
+    }
+    gpu_list_free(&c->o, &l);
+    gpu_matrix_free(&c->o, &m);
+    gpu_input_free(&c->o, &in);
+    gpu_free(c->o.gpu, ga);
+    gpu_free(c->o.gpu, gb);
+    gpu_free(c->o.gpu, gy);
+    void *const mine[] = { a, b, x, y, want, (void *)(uintptr_t)w.data };
+    for (size_t i = 0; i < ARRAY_LEN(mine); i++) free(mine[i]);
+}
+
+static void test_batch(void **state) {
+    static const int types[] = { T_F16, T_Q4_0, T_S2, T_T2, T_F32, T_BF16, T_Q8_0, T_S3, T_T3 };
+    static const size_t rows[] = { 64, 5, 200, 100 }, cols[] = { 160, 96, 512, 1120 };
+    const Context *c = *state;
+    for (size_t i = 0; i < (c->few ? 4 : ARRAY_LEN(types)); i++)
+        for (size_t k = 0; k < (c->few ? 1 : 3); k++)
+            check_batch(*state, types[i], rows[(i + k) % 4], cols[(3 * i + k) % 4], (int)k,
+                        k == 1 ? 5 : 16);
+    if (c->few) return;
+    check_batch(*state, T_T2, 70, 8192, GPU_PLAIN, 3); /* turned in several passes */
+    check_batch(*state, T_T2, 70, 5120, GPU_SWIGLU, 7);
+    check_batch(*state, T_T3, 64, 11008, GPU_PLAIN, 2);
 }
 
 static void test_matmul(void **state) {
@@ -188,7 +259,7 @@ static void check_input(Context *c, int kind, size_t n, bool rotated) {
     gpu_op_input(&c->o, &l, &c->in, &s, &m);
     test_run(&c->o, &l, 0);
     test_read(&c->o, c->in.q, q, padded);
-    gpu_list_run(&c->o, &l, 0);
+    gpu_list_run(&c->o, &l, 0, 1);
     test_read(&c->o, c->in.groups, groups, padded / 32 * 8);
     compare_codes(what, q, want, n, kind == GPU_PLAIN);
     for (size_t g = 0; g < (rotated ? 1 : (n + 31) / 32); g++) {
@@ -228,13 +299,6 @@ static void test_inputs(void **state) {
 
 /* ---- products with what comes behind them ---- */
 
-static Weight random_weight(int type, size_t rows, size_t cols) {
-    Weight w = { .type = type_info(type), .rows = rows, .cols = cols };
-    w.data = random_matrix(w.type, rows, cols, 5);
-    type_bytes(w.type, rows, cols, &w.n_bytes);
-    return w;
-}
-
 /* x -> y += W1 x -> RMSNorm -> W2 (a gate and an up matrix) -> SwiGLU -> codes, two dispatches on
  * the GPU. Sums go in another order and codes are those of y * weight, not of y / rms * weight, so
  * few of them may be 1 off: 2e-3 of the largest gate. */
@@ -259,8 +323,8 @@ static void check_next(Context *c, int type, size_t cols, size_t rows, size_t ff
     GpuId gn = test_upload(&c->o, norm, rows * 4), gg = gpu_ops_buffer(&c->o, 2 * ff * 4);
     gpu_matrix(&c->o, &m[0], &first, 1);
     gpu_matrix(&c->o, &m[1], both, 2);
-    gpu_input(&c->o, &normed, rows);
-    gpu_input(&c->o, &gated, ff);
+    gpu_input(&c->o, &normed, rows, 1);
+    gpu_input(&c->o, &gated, ff, 1);
     assert_true(gpu_can_next(&m[0], &m[1], 1) && gpu_can_next(&m[1], &m[0], 1));
     const GpuSource s = { .kind = GPU_PLAIN, .a = { gx, 0, 0 } };
     gpu_op_input(&c->o, &l, &c->in, &s, &m[0]);
@@ -370,7 +434,7 @@ static void test_embed(void **state) {
         gpu_matrix(&c->o, &m, ws, 1);
         gpu_op_embed(&c->o, &l, x, &m, step);
         for (uint32_t id = 0; id < ROWS; id += 37) {
-            gpu_write(c->o.gpu, step, 0, &id, 4);
+            gpu_write(c->o.gpu, step, 4 * GPU_STEP_TOKENS, &id, 4);
             test_run(&c->o, &l, 0);
             test_read(&c->o, x, got, sizeof got);
             t->decode(want, w.data, ROWS, COLS, id);
@@ -465,7 +529,7 @@ static int run_all(bool floor, bool few) {
            (unsigned long long)caps->max_binding, caps->storage_buffers, caps->dot4,
            caps->subgroups);
     if (gpu_ops_create(&c.o, g, NULL, &err) != 0 ||
-        ops_create(&c.cpu, &c.kern, NULL, NULL, 1, WIDEST, 256, 8, 1, 1024, &err) != 0)
+        ops_create(&c.cpu, &c.kern, NULL, NULL, GPU_BATCH, WIDEST, 256, 8, 1, 1024, &err) != 0)
         return 1;
     GpuCaps tested = *caps;
 #ifndef __wasm__ /* workgroups are shaped as for a real GPU; in Chromium that would take half an   \
@@ -474,7 +538,7 @@ static int run_all(bool floor, bool few) {
 #endif
     if (floor) tested.dot4 = false;
     c.o.caps = &tested;
-    gpu_input(&c.o, &c.in, WIDEST);
+    gpu_input(&c.o, &c.in, WIDEST, 1);
     const struct CMUnitTest tests[] = {
 #ifndef __wasm__
         cmocka_unit_test_prestate(test_seam, &c),   cmocka_unit_test_prestate(test_lost, &c),
@@ -483,6 +547,7 @@ static int run_all(bool floor, bool few) {
         cmocka_unit_test_prestate(test_joined, &c), cmocka_unit_test_prestate(test_embed, &c),
         cmocka_unit_test_prestate(test_argmax, &c), cmocka_unit_test_prestate(test_nonfinite, &c),
         cmocka_unit_test_prestate(test_attend, &c), cmocka_unit_test_prestate(test_next, &c),
+        cmocka_unit_test_prestate(test_batch, &c),
     };
     int r = cmocka_run_group_tests_name(floor ? "gpu at the floor" : "gpu", tests, NULL, NULL);
     gpu_input_free(&c.o, &c.in);

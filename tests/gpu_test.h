@@ -94,6 +94,6 @@ static inline void test_read(GpuOps *o, GpuId buffer, void *out, size_t n_bytes)
 
 static inline void test_run(GpuOps *o, GpuList *l, int pos) {
     must(o);
-    gpu_list_run(o, l, pos);
+    gpu_list_run(o, l, pos, 1);
 }
 #endif

@@ -30,6 +30,8 @@ const squares = { SQUARES: [0, 4], INPUTS: 128, EPS: 1e-5, SQUARES_AT: 32 };
 const next = { UNITS: 4, SLICES: 4, LANES: [1, 4], OUT_AT: 64 };
 const tails = [{ GLU: 0, ROWS_WG: 32 }, { GLU: 64, ROWS_WG: 64 }];
 const heads = { ...next, ...tails[0], INPUTS: [128, 8192], ONE: [0, 1], HEAD: 64, EACH: 196 };
+const batch = { ROWS: 100, UNITS: 4, ROWS_WG: [2, 16], SLICES: [1, 8], ADD: [0, 1], AT: 64 };
+const tiles = { ROWS: 100, CHUNKS: 4, GROUPS_WG: [2, 32], SLICES: [1, 8], ADD: [0, 1], AT: 0, BITS: [2, 3] };
 const types = [0, 1, 3, 4];
 const variants = {
   norm: { N: 500, SRC: [0, 1, 2, 3], EPS: 1e-5, HEAD: 64, EACH: 198 },
@@ -48,7 +50,12 @@ const variants = {
   heads_q8: heads,
   heads_s: { ...heads, LEVELS: [4, 8], ROW_SCALES: 64 },
   mul_f: { ...mul, KIND: [0, 1, 2] },
-  mul_t: { ROWS: 100, CHUNKS: 4, GROUPS_WG: [2, 32], SLICES: 8, ADD: [0, 1], AT: 0, BITS: [2, 3] },
+  mul_t: tiles,
+  batch_q4: batch,
+  batch_q8: batch,
+  batch_s: { ...batch, LEVELS: [4, 8], ROW_SCALES: 64 },
+  batch_f: { ...batch, KIND: [0, 1, 2] },
+  batch_t: tiles,
   heads: { D: [64, 96], ROOT: 0.125, HEADS: 4, KV_HEADS: 2, ROT: 64, HALVES: [0, 1], BIAS: [0, 1],
            NORM: [0, 1], EPS: 1e-5, SCALE: 0.125, K_TYPE: types, V_TYPE: types, K_ROWS: 80,
            V_ROWS: 80, K_SCALES: 9999, V_SCALES: 9999, SINKS: 4, WINDOW: 64 },
@@ -66,7 +73,7 @@ const variants = {
 export const kernels = Object.entries(table()).map(([name, parts]) => {
   if (!variants[name]) throw new Error(`${name}: no variants are listed here`);
   const files = ['common', ...parts];
-  return { name, files, texts: files.map((f) => read(`${f}.wgsl`)), constants: [variants[name]].flat().flatMap(combine) };
+  return { name, files, texts: files.map((f) => read(`${f}.wgsl`)), constants: [variants[name]].flat().flatMap((v) => combine({ ...v, STEP: 512 })) };
 });
 for (const name of Object.keys(variants))
   if (!kernels.some((k) => k.name === name)) throw new Error(`no kernel ${name}`);

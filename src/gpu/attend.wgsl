@@ -1,4 +1,4 @@
-// attend.wgsl - attention of one token over a span of positions: workgroup (x, y) of 256 has HEADS_WG
+// attend.wgsl - attention over a span of positions: workgroup (x, y, z) of 256 has token x, HEADS_WG
 // query heads of one KV head and span y, some tiles of 256 positions (span_tiles()), one after
 // another. Online softmax: what comes out is the largest score, the sum of exponentials and the
 // weighted sum of the values, for merge.wgsl. Matches attend_span() of attend.c within float
@@ -133,11 +133,12 @@ fn store(i: u32, at: u32, t: f32, sums: vec2f, x: vec4f, y: vec4f) {
 }
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u32) {
-  let head = wg.x * HEADS_WG;
-  let kv = head / GROUP;
-  let pos = step[1];
-  let records = step[2];
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) n: vec3u,
+        @builtin(local_invocation_index) i: u32) {
+  let kv = wg.z * HEADS_WG / GROUP;
+  let head = (wg.x * n.z + wg.z) * HEADS_WG; // of all tokens' heads
+  let pos = step[0] + wg.x;
+  let records = step[1];
   let begin = min(SINKS, records); // of records
   let tiles = span_tiles(pos, SPANS);
   var visible = 0u;

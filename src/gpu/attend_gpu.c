@@ -36,11 +36,11 @@ static size_t n_spans(const GpuHeads *h) {
 }
 
 size_t gpu_query_bytes(const GpuHeads *h) {
-    return (size_t)h->n_heads * ((size_t)h->head_dim + 4) * 4;
+    return (size_t)GPU_BATCH * (size_t)h->n_heads * ((size_t)h->head_dim + 4) * 4;
 }
 
 size_t gpu_partial_bytes(const GpuHeads *h) {
-    return (size_t)h->n_heads * n_spans(h) * ((size_t)h->head_dim + 4) * sizeof(float);
+    return GPU_BATCH * n_spans(h) * (size_t)h->n_heads * ((size_t)h->head_dim + 4) * sizeof(float);
 }
 
 /* Records of a head, whole blocks. */

@@ -1,6 +1,10 @@
 // common.wgsl - put in front of every kernel. idot(a, b), the sum of four products of signed bytes,
 // is put before it: dot4I8Packed where the language has it.
 
+// Batches: vectors of its tokens lie STEP values apart, a multiple of 128; a token is a workgroup's z
+// (attend.wgsl: x).
+override STEP: u32 = 0u;
+
 // Four integers 0..8 from two consecutive code bytes, s = byte before | byte << 8: t4() of kv23.h. They
 // are 4 less than the sums of the two nibbles of each byte of t4_nibbles(): a field that holds one more
 // than its ones needs no mask where it is added. The product with 3 is work for the multiplier,

@@ -1,4 +1,4 @@
-// embed.wgsl - x = row step[0] of the embedding, as decode_*() of plain.c and scalar23.c; the layouts
+// embed.wgsl - x = row step[3 + z] of the embedding, as decode_*() of plain.c and scalar23.c; the layouts
 // of mul_*.wgsl. TYPE: f32 0, f16 1, bf16 2, q4 3, q8 4, s2 5, s3 6.
 override N: u32;
 override TYPE: u32;
@@ -54,6 +54,6 @@ fn value(row: u32, j: u32) -> f32 {
 
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3u) {
-  let row = step[0] - FIRST; // wraps for rows before
-  if (id.x < N && row < ROWS) { x[id.x] = value(row, id.x); }
+  let row = step[3u + id.z] - FIRST; // wraps for rows before
+  if (id.x < N && row < ROWS) { x[id.z * STEP + id.x] = value(row, id.x); }
 }

@@ -1,7 +1,7 @@
-// encode.wgsl - the records of a block of 16 positions from their q8 rows, from position step[3] - 1 on:
+// encode.wgsl - the records of a block of 16 positions from their q8 rows, from position step[2] - 1 on:
 // workgroup (x, y) of 256 has KV head x and the y-th of them. It is the
 // beam search of kv23.c (search(), kv_luts, kv_step, trace_back) with a survivor's parent kept, and
-// store(). An invocation tries one next byte. step[3] = 0: nothing to do.
+// store(). An invocation tries one next byte. step[2] = 0: nothing to do.
 override D: u32;
 override KIND: u32; // K3 3, K2 4
 override KEYS: u32; // 1: rows lie as keys do
@@ -195,9 +195,9 @@ fn store_value(t: u32, row: u32) {
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u32) {
-  if (step[3] == 0u) { return; }
-  let p = step[3] - 1u + wg.y;
-  if (p / 16u != (step[3] - 1u) / 16u) { return; }
+  if (step[2] == 0u) { return; }
+  let p = step[2] - 1u + wg.y;
+  if (p / 16u != (step[2] - 1u) / 16u) { return; }
   let head = wg.x;
   let row = SINKS + p % WINDOW;
   let nb = D / 4u;

@@ -43,10 +43,10 @@ fn norm_head(i: u32, side: u32) {
   workgroupBarrier();
 }
 
-fn turn(i: u32) {
+fn turn(i: u32, pos: u32) {
   let n = ROT / 2u;
   if (i < n) {
-    let at = step[1] * ROT + i;
+    let at = pos * ROT + i;
     let e = select(2u * i, i, HALVES == 1u);
     let f = select(2u * i + 1u, i + n, HALVES == 1u);
     let c = turns[at];
@@ -92,7 +92,7 @@ fn of_word(t: u32, kind: u32) -> vec4<u32> {
 
 // f32 with the scale of attention where K is f16; else int8 codes as those of a row, scale and sum.
 // D + 4 words a head.
-fn put_query(i: u32, head: u32) {
+fn put_query(i: u32, head: u32) { // heads of a token, then of the next
   let at = head * (D + 4u);
   for (var j = i; j < D; j += 128u) { v[j] *= SCALE; }
   workgroupBarrier();
@@ -128,11 +128,10 @@ fn put_word(side: u32, at: u32, value: u32) {
   if (side == 0u) { k[at] = value; } else { vs[at] = value; }
 }
 
-fn put_row(i: u32, side: u32, head: u32) {
+fn put_row(i: u32, side: u32, head: u32, pos: u32) {
   let kind = select(V_TYPE, K_TYPE, side == 0u);
   let rows = select(V_ROWS, K_ROWS, side == 0u);
   let scales = select(V_SCALES, K_SCALES, side == 0u);
-  let pos = step[1];
   if (kind == 0u) {
     if (i < D / 2u) {
       let word = to_f16(v[2u * i]) | (to_f16(v[2u * i + 1u]) << 16u);
@@ -162,23 +161,24 @@ fn put_row(i: u32, side: u32, head: u32) {
 @compute @workgroup_size(128)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u32) {
   let head = wg.x;
+  let pos = step[0] + wg.z;
   let is_q = head < HEADS;
   let is_v = head >= HEADS + KV_HEADS;
   for (var j = i; j < D; j += 128u) {
-    v[j] = x[head * D + j];
+    v[j] = x[wg.z * STEP + head * D + j];
     if (BIAS == 1u) { v[j] += bias[(head * D + j) % arrayLength(&bias)]; }
   }
   workgroupBarrier();
   if (!is_v) {
     if (NORM == 1u) { norm_head(i, select(1u, 0u, is_q)); }
-    turn(i);
+    turn(i, pos);
   }
   if (select(K_TYPE, V_TYPE, is_v) >= 2u) { basis_in(i); }
   if (is_q) {
-    put_query(i, head);
+    put_query(i, wg.z * HEADS + head);
   } else if (is_v) {
-    put_row(i, 1u, head - HEADS - KV_HEADS);
+    put_row(i, 1u, head - HEADS - KV_HEADS, pos);
   } else {
-    put_row(i, 0u, head - HEADS);
+    put_row(i, 0u, head - HEADS, pos);
   }
 }

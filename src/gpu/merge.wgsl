@@ -10,12 +10,14 @@ var<workgroup> part: array<vec2f, 128>;
 var<workgroup> all: array<vec4f, 128>;
 
 @compute @workgroup_size(128)
-fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u32) {
-  let size = 256u * span_tiles(step[1], SPANS);
-  let n = step[1] / size + 1u;
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(num_workgroups) heads: vec3u,
+        @builtin(local_invocation_index) i: u32) {
+  let pos = step[0] + wg.z;
+  let size = 256u * span_tiles(pos, SPANS);
+  let n = pos / size + 1u;
   var first = 0u;
-  if (FIRST > 0u && step[1] + 1u > FIRST) { first = (step[1] + 1u - FIRST) / size; }
-  let at = wg.x * SPANS * (D + 4u);
+  if (FIRST > 0u && pos + 1u > FIRST) { first = (pos + 1u - FIRST) / size; }
+  let at = (wg.z * heads.x + wg.x) * SPANS * (D + 4u);
   let columns = D / 4u;
   let slices = 128u / columns;
   var top = -3.0e38;
@@ -53,5 +55,5 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u3
   }
   workgroupBarrier();
   if (ROTATED == 1u) { basis_out(i); }
-  for (var j = i; j < D; j += 128u) { y[wg.x * D + j] = v[j]; }
+  for (var j = i; j < D; j += 128u) { y[wg.z * STEP + wg.x * D + j] = v[j]; }
 }

@@ -1,6 +1,6 @@
 // mul.wgsl - the products of a workgroup with ROWS_WG rows and SLICES slices of their units, for one
-// token. The file before it brings the type: unit_dot(), the product of one unit of a row,
-// row_scale() and input_factor(); the one behind it main(). Weights lie in blocks of 16 rows: unit
+// token. The file before it brings the type: unit_load(), a unit of a row, unit_dot(), its product
+// with a token's input, row_scale() and input_factor(); the one behind it main(). Weights lie in blocks of 16 rows: unit
 // after unit, in each its vec4<u32> in order, of each vector the 16 rows; words of a unit likewise
 // (GPU.md, "Layouts").
 override UNITS: u32; // of a row
@@ -16,7 +16,7 @@ fn product(row: u32, id: vec3u) -> f32 {
   for (var s = id.y; s < SLICES; s += LANES) {
     var acc = 0.0;
     for (var u = s; u < UNITS; u += SLICES) {
-      acc += unit_dot(row / 16u * UNITS + u, row % 16u, u);
+      acc += unit_dot(unit_load(row / 16u * UNITS + u, row % 16u), u, 0u);
     }
     part[s * ROWS_WG + id.x] = acc;
   }

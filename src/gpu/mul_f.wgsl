@@ -8,11 +8,16 @@ fn pair(c: u32) -> vec2f {
   return vec2f(bitcast<f32>(c << 16u), bitcast<f32>(c & 0xffff0000u));
 }
 
-fn unit_dot(at: u32, r: u32, u: u32) -> f32 {
-  let c = w[at * 16u + r];
-  if (KIND == 0u) { return dot(bitcast<vec4f>(c), x[u]); }
-  return dot(vec4f(pair(c.x), pair(c.y)), x[2u * u]) +
-         dot(vec4f(pair(c.z), pair(c.w)), x[2u * u + 1u]);
+struct Unit { c: vec4<u32> }
+
+fn unit_load(at: u32, r: u32) -> Unit { return Unit(w[at * 16u + r]); }
+
+fn unit_dot(unit: Unit, u: u32, token: u32) -> f32 {
+  let c = unit.c;
+  let at = token * (STEP / 4u);
+  if (KIND == 0u) { return dot(bitcast<vec4f>(c), x[at + u]); }
+  return dot(vec4f(pair(c.x), pair(c.y)), x[at + 2u * u]) +
+         dot(vec4f(pair(c.z), pair(c.w)), x[at + 2u * u + 1u]);
 }
 
 fn row_scale(row: u32) -> f32 { return 1.0; }

@@ -5,8 +5,9 @@ var<workgroup> part: array<f32, 256>;
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u32) {
+  token = wg.z;
   var r = 0.0;
   if (SRC == 1u) { r = inverse_root(i); }
   let j = wg.x * 256u + i;
-  if (4u * j < N) { y[j] = source(j, r); }
+  if (4u * j < N) { y[slot() + j] = source(j, r); }
 }

@@ -10,6 +10,10 @@
 
 enum { TEXT_BYTES = 48 << 10 };
 
+static uint32_t pieces(size_t n, size_t each) {
+    return (uint32_t)((n + each - 1) / each);
+}
+
 /* ---- kernels ---- */
 
 int gpu_ops_create(GpuOps *o, Gpu *gpu, const DibitAllocator *memory, DibitError *err) {
@@ -65,7 +69,12 @@ static const struct {
     { "heads_q4", { "mul_heads", "mul_q4", "mul", "mul_next" } },
     { "heads_q8", { "mul_heads", "mul_q8", "mul", "mul_next" } },
     { "heads_s", { "mul_heads", "mul_s", "mul", "mul_next" } },
-    { "mul_t", { "mul_t" } },
+    { "mul_t", { "tiles", "mul_t" } },
+    { "batch_q4", { "mul_int8", "mul_q4", "batch" } },
+    { "batch_q8", { "mul_int8", "mul_q8", "batch" } },
+    { "batch_s", { "mul_int8", "mul_s", "batch" } },
+    { "batch_f", { "mul_f", "batch" } },
+    { "batch_t", { "tiles", "batch_t" } },
     { "heads", { "basis", "heads" } },
     { "attend", { "records", "attend_k", "attend_v", "attend" } },
     { "merge", { "basis", "merge" } },
@@ -145,13 +154,20 @@ void gpu_list_free(GpuOps *o, GpuList *l) {
     *l = (GpuList){ 0 };
 }
 
-void gpu_list_run(const GpuOps *o, const GpuList *l, int pos) {
+void gpu_list_run(const GpuOps *o, const GpuList *l, int pos, int n) {
     uint32_t tile = (uint32_t)pos / 256;
     int other = tile == 0 ? GPU_MORE_SPANS : GPU_ONE_SPAN;
-    for (const GpuRun *r = l->runs; r < l->runs + l->n; r++)
-        if (r->when != other)
-            gpu_run(o->gpu, r->kernel, r->bind, r->x,
-                    r->spans ? tile / (tile / (uint32_t)r->spans + 1) + 1 : r->y, 1);
+    for (const GpuRun *r = l->runs; r < l->runs + l->n; r++) {
+        if (r->when == other) continue;
+        /* tokens side by side where one reads what the next one does */
+        if (r->whole)
+            gpu_run(o->gpu, r->kernel, r->bind, pieces((size_t)n, GPU_TOGETHER), r->x, 1);
+        else if (r->spans)
+            gpu_run(o->gpu, r->kernel, r->bind, (uint32_t)n,
+                    tile / (tile / (uint32_t)r->spans + 1) + 1, r->x);
+        else
+            gpu_run(o->gpu, r->kernel, r->bind, r->x, r->y, (uint32_t)n);
+    }
 }
 
 static bool grow(GpuOps *o, GpuList *l) {
@@ -169,7 +185,10 @@ static bool grow(GpuOps *o, GpuList *l) {
 void gpu_list_add(GpuOps *o, GpuList *l, const char *name, const GpuConst *consts, int n_consts,
                   const GpuRange *ranges, int n_ranges, uint32_t x, uint32_t y) {
     if (o->r != 0) return;
-    GpuId k = kernel(o, name, consts, n_consts);
+    GpuConst c[GPU_CONSTS];
+    memcpy(c, consts, (size_t)n_consts * sizeof *c);
+    if (l->step) c[n_consts++] = (GpuConst){ "STEP", (double)l->step };
+    GpuId k = kernel(o, name, c, n_consts);
     GpuId bind = k ? gpu_bind(o->gpu, k, ranges, n_ranges, &o->error) : 0;
     if (bind && !grow(o, l)) {
         gpu_free(o->gpu, bind);
@@ -180,23 +199,27 @@ void gpu_list_add(GpuOps *o, GpuList *l, const char *name, const GpuConst *const
         failed(o);
         return;
     }
-    l->runs[l->n++] = (GpuRun){ k, bind, x, y, y == 0 ? l->spans : 0, l->when };
+    l->runs[l->n++] = (GpuRun){ k, bind, x, y, y == 0 ? l->spans : 0, l->when, l->whole };
 }
 
 /* ---- inputs of matrices ---- */
+
+static bool is_float(int type) {
+    return type == T_F32 || type == T_F16 || type == T_BF16;
+}
 
 static GpuRange all(GpuId buffer) {
     return (GpuRange){ buffer, 0, 0 };
 }
 
-void gpu_input(GpuOps *o, GpuInput *in, size_t widest) {
+void gpu_input(GpuOps *o, GpuInput *in, size_t widest, size_t n) {
     size_t padded = (widest + 127) / 128 * 128;
     *in = (GpuInput){ .widest = widest };
-    in->squares_at = padded / 32 * 8;
-    in->q = gpu_ops_buffer(o, padded);
+    in->squares_at = n * padded / 32 * 8;
+    in->q = gpu_ops_buffer(o, n * padded);
     in->groups = gpu_ops_buffer(o, in->squares_at + padded / 32 * sizeof(float));
-    in->x = gpu_ops_buffer(o, padded * sizeof(float));
-    in->y = gpu_ops_buffer(o, padded * sizeof(float));
+    in->x = gpu_ops_buffer(o, n * padded * sizeof(float));
+    in->y = gpu_ops_buffer(o, n * padded * sizeof(float));
 }
 
 void gpu_input_free(GpuOps *o, GpuInput *in) {
@@ -216,10 +239,6 @@ static double one_or(size_t n) {
 }
 
 enum { TILE = 4096, BLOCK = 1024 };
-
-static uint32_t pieces(size_t n, size_t each) {
-    return (uint32_t)((n + each - 1) / each);
-}
 
 /* One pass of the rotation; from: what is read, NULL: the other buffer. */
 typedef struct Turn {
@@ -313,10 +332,6 @@ static void input_float(GpuOps *o, GpuList *l, GpuInput *in, const GpuSource *s,
                  pieces(n, BLOCK), 1);
 }
 
-static bool is_float(int type) {
-    return type == T_F32 || type == T_F16 || type == T_BF16;
-}
-
 void gpu_op_input(GpuOps *o, GpuList *l, GpuInput *in, const GpuSource *s, const GpuMatrix *m) {
     if (o->r != 0) return;
     in->squares = 0;
@@ -345,6 +360,16 @@ static void shape_workgroup(const GpuOps *o, size_t rows, size_t row_step, size_
     if (o->caps->software) *along = most;
 }
 
+/* The same for batches: rows of a workgroup's invocations, tried with the matrices of 7B on an H200
+ * (docs/performance.md). */
+static void shape_batch(const GpuOps *o, int type, size_t units, size_t *along, size_t *slices) {
+    *along = type == T_S2 || type == T_S3 ? 32 : trellis_bits(type) ? 8 : 16;
+    if (o->along) *along = o->along;
+    *slices = 256 / *along;
+    while (*slices > 1 && *slices / 2 >= units) *slices /= 2;
+    if (o->caps->software) *slices = 1;
+}
+
 /* Invocations of a row: one a slice. Where a CPU plays the GPU one takes all slices in turn, with
  * the same sums: it plays invocations one after another, and a barrier between them is dear. A
  * token of a small model that takes SwiftShader 1 s by slices takes 40 ms so. */
@@ -352,24 +377,24 @@ static double lanes(const GpuOps *o, size_t slices) {
     return o->caps->software ? 1 : (double)slices;
 }
 
-enum { MUL_Y, MUL_NEXT, MUL_HEADS };
+enum { MUL_Y, MUL_BATCH, MUL_NEXT, MUL_HEADS };
 
 static const char *mul_name(int type, int kind) {
-    static const char *const names[3][3] = { { "mul_s", "mul_q4", "mul_q8" },
+    static const char *const names[4][4] = { { "mul_s", "mul_q4", "mul_q8", "mul_f" },
+                                             { "batch_s", "batch_q4", "batch_q8", "batch_f" },
                                              { "next_s", "next_q4", "next_q8" },
                                              { "heads_s", "heads_q4", "heads_q8" } };
-    return names[kind][type == T_Q4_0 ? 1 : type == T_Q8_0 ? 2 : 0];
+    return names[kind][is_float(type) ? 3 : type == T_Q4_0 ? 1 : type == T_Q8_0 ? 2 : 0];
 }
 
 /* Constants and bindings that mul_y.wgsl and mul_next.wgsl have in common, of matrices with int8
  * inputs; a range of words reaches to the end of the row scales. */
-static int mul_consts(const GpuOps *o, GpuConst *c, const GpuMatrix *m, const GpuPart *p,
-                      const GpuInput *in, size_t along, size_t slices) {
+static int mul_consts(GpuConst *c, const GpuMatrix *m, const GpuPart *p, const GpuInput *in,
+                      size_t along, size_t slices) {
     int n = 0, type = m->type->id;
     c[n++] = (GpuConst){ "UNITS", (double)m->units };
     c[n++] = (GpuConst){ "ROWS_WG", (double)along };
     c[n++] = (GpuConst){ "SLICES", (double)slices };
-    c[n++] = (GpuConst){ "LANES", lanes(o, slices) };
     if (is_float(type)) return n;
     if (in->heads.a.buffer) {
         c[n++] = (GpuConst){ "INPUTS", (double)m->cols };
@@ -398,9 +423,13 @@ static void add_mul(GpuOps *o, GpuList *l, GpuId y, size_t at, const GpuMatrix *
                     const GpuInput *in, bool add) {
     size_t along, slices;
     int type = m->type->id;
-    shape_workgroup(o, p->rows, 1, 16, m->units, &along, &slices);
+    if (l->batch)
+        shape_batch(o, type, m->units, &along, &slices);
+    else
+        shape_workgroup(o, p->rows, 1, 16, m->units, &along, &slices);
     GpuConst c[GPU_CONSTS];
-    int n = mul_consts(o, c, m, p, in, along, slices);
+    int n = mul_consts(c, m, p, in, along, slices);
+    if (!l->batch) c[n++] = (GpuConst){ "LANES", lanes(o, slices) };
     c[n++] = (GpuConst){ "ROWS", (double)p->rows };
     c[n++] = (GpuConst){ "ADD", add };
     c[n++] = (GpuConst){ "AT", (double)(at + p->first) };
@@ -409,8 +438,8 @@ static void add_mul(GpuOps *o, GpuList *l, GpuId y, size_t at, const GpuMatrix *
         ranges[2] = in->f32;
         c[n++] = (GpuConst){ "KIND", type == T_F32 ? 0 : type == T_F16 ? 1 : 2 };
     }
-    gpu_list_add(o, l, is_float(type) ? "mul_f" : mul_name(type, MUL_Y), c, n, ranges,
-                 is_float(type) ? 3 : 5, pieces(p->rows, along), 1);
+    gpu_list_add(o, l, mul_name(type, l->batch ? MUL_BATCH : MUL_Y), c, n, ranges,
+                 is_float(type) ? 3 : 5, pieces(p->rows, l->batch ? 2 * along : along), 1);
 }
 
 static bool is_grouped(int type) {
@@ -433,7 +462,8 @@ static void add_next(GpuOps *o, GpuList *l, GpuId y, const GpuMatrix *m, const G
     while (slices > 1 && slices / 2 >= m->units) slices /= 2;
     if (!weights) n_out /= 2;
     GpuConst c[GPU_CONSTS];
-    int n = mul_consts(o, c, m, p, in, along, slices);
+    int n = mul_consts(c, m, p, in, along, slices);
+    c[n++] = (GpuConst){ "LANES", lanes(o, slices) };
     c[n++] = (GpuConst){ "GLU", weights ? 0 : (double)n_out };
     c[n++] = (GpuConst){ "OUT_AT", (double)out->squares_at / 4 };
     const bool heads = in->heads.a.buffer != 0;
@@ -469,7 +499,10 @@ void gpu_op_matmul_glu(GpuOps *o, GpuList *l, const GpuMatrix *m, const GpuInput
 static void add_mul_t(GpuOps *o, GpuList *l, GpuId y, size_t at, const GpuMatrix *m,
                       const GpuPart *p, const GpuInput *in, bool add) {
     size_t along, slices;
-    shape_workgroup(o, p->rows, 4, 32, m->units, &along, &slices);
+    if (l->batch)
+        shape_batch(o, m->type->id, m->units, &along, &slices);
+    else
+        shape_workgroup(o, p->rows, 4, 32, m->units, &along, &slices);
     const GpuConst consts[] = { { "ROWS", (double)p->rows },
                                 { "CHUNKS", (double)m->units },
                                 { "GROUPS_WG", (double)along },
@@ -479,8 +512,8 @@ static void add_mul_t(GpuOps *o, GpuList *l, GpuId y, size_t at, const GpuMatrix
                                 { "BITS", trellis_bits(m->type->id) } };
     const GpuRange ranges[] = { all(y),     p->codes,        p->words.buffer ? p->words : p->codes,
                                 all(in->q), all(in->groups), p->row_scales };
-    gpu_list_add(o, l, "mul_t", consts, ARRAY_LEN(consts), ranges, ARRAY_LEN(ranges),
-                 pieces(p->rows, 4 * along), 1);
+    gpu_list_add(o, l, l->batch ? "batch_t" : "mul_t", consts, ARRAY_LEN(consts), ranges,
+                 ARRAY_LEN(ranges), pieces(p->rows, 4 * along), 1);
 }
 
 bool gpu_int8_input(const GpuMatrix *m) {
@@ -496,12 +529,14 @@ bool gpu_same_input(const GpuMatrix *a, const GpuMatrix *b) {
 
 void gpu_op_matmul(GpuOps *o, GpuList *l, GpuId y, size_t at, const GpuMatrix *m,
                    const GpuInput *in, bool add) {
+    l->whole = l->batch;
     for (int i = 0; i < m->n_parts && o->r == 0; i++) {
         if (trellis_bits(m->type->id))
             add_mul_t(o, l, y, at, m, &m->parts[i], in, add);
         else
             add_mul(o, l, y, at, m, &m->parts[i], in, add);
     }
+    l->whole = false;
 }
 
 /* ---- tokens ---- */

@@ -1,7 +1,7 @@
-/* ops_gpu.h - the operations of one token's pass on a GPU: each adds dispatches to a list that is
- * replayed token by token. Kernels are the *.wgsl files, compiled once for each set of constants;
- * matrices lie in layouts of the GPU's own (docs/GPU.md). Numbers that change from token to token
- * (GPU_STEP_*) are in a buffer that the kernels read.
+/* ops_gpu.h - the operations of a pass on a GPU: each adds dispatches to a list that is replayed
+ * token by token, or batch by batch. Kernels are the *.wgsl files, compiled once for each set of
+ * constants; matrices lie in layouts of the GPU's own (docs/GPU.md). Numbers that change from token
+ * to token (GPU_STEP_*) are in a buffer that the kernels read.
  *
  * A failure is kept in GpuOps and makes all later calls do nothing: check gpu_ops_error() at the
  * end of a list. */
@@ -51,19 +51,27 @@ typedef struct GpuRun {
     uint32_t x, y;
     int spans; /* y counts the spans of attention up to this position, of at most so many; 0: y */
     int when;
+    bool whole; /* for GPU_TOGETHER tokens at a time */
 } GpuRun;
 enum { GPU_ALWAYS, GPU_ONE_SPAN, GPU_MORE_SPANS };
+/* Most tokens of a batch: a block of records, so none falls due within one; and of which a product
+ * reads W once, TOKENS of batch.wgsl. */
+enum { GPU_BATCH = 16, GPU_TOGETHER = 8 };
 typedef struct GpuList {
     GpuRun *runs;
     int n, cap;
-    int when;  /* that runs added from now on are done */
-    int spans; /* of those of them that are by span */
+    int when;    /* that runs added from now on are done */
+    int spans;   /* of those of them that are by span */
+    size_t step; /* values from a token's vectors to the next one's in all buffers; 0: one token */
+    bool batch;  /* matrices are multiplied with GPU_TOGETHER vectors at a time */
+    bool whole;  /* of the runs that are added */
 } GpuList;
 /* Adds a kernel by name; y 0: by span. Binding i gets ranges[i]. */
 void gpu_list_add(GpuOps *o, GpuList *l, const char *name, const GpuConst *consts, int n_consts,
                   const GpuRange *ranges, int n_ranges, uint32_t x, uint32_t y);
 void gpu_list_free(GpuOps *o, GpuList *l); /* with its binds */
-void gpu_list_run(const GpuOps *o, const GpuList *l, int pos);
+/* For n tokens from position pos on, of one block of GPU_BATCH. */
+void gpu_list_run(const GpuOps *o, const GpuList *l, int pos, int n);
 
 /* ---- matrices ---- */
 enum { GPU_JOINED = 4 };
@@ -105,12 +113,14 @@ typedef struct GpuInput {
     float eps;
     GpuSource heads; /* its buffer not 0: gpu_op_matmul_norm() makes the input of this itself */
 } GpuInput;
-void gpu_input(GpuOps *o, GpuInput *in, size_t widest);
+void gpu_input(GpuOps *o, GpuInput *in, size_t widest, size_t n); /* of n tokens */
 void gpu_input_free(GpuOps *o, GpuInput *in);
 void gpu_op_input(GpuOps *o, GpuList *l, GpuInput *in, const GpuSource *s, const GpuMatrix *m);
 bool gpu_int8_input(const GpuMatrix *m);
 bool gpu_same_input(const GpuMatrix *a, const GpuMatrix *b); /* whether both take one form */
-/* y[at..] = W input, or += W input. gpu_op_input() for m, or for one of its form, went before. */
+/* y[at..] = W input, or += W input. gpu_op_input() for m, or for one of its form, went before. In a
+ * list of batches in and y have GPU_BATCH vectors, of which more are written than there are tokens.
+ */
 void gpu_op_matmul(GpuOps *o, GpuList *l, GpuId y, size_t at, const GpuMatrix *m,
                    const GpuInput *in, bool add);
 /* The same with what comes behind it, where gpu_can_next(): y += W in, and RMSNorm of the new y as
@@ -122,8 +132,15 @@ void gpu_op_matmul_norm(GpuOps *o, GpuList *l, GpuId y, const GpuMatrix *m, cons
 void gpu_op_matmul_glu(GpuOps *o, GpuList *l, const GpuMatrix *m, const GpuInput *in,
                        GpuInput *out);
 
-/* Words of the step buffer; written before each token. */
-enum { GPU_STEP_TOKEN, GPU_STEP_POS, GPU_STEP_RECORDS, GPU_STEP_ENCODE, GPU_STEP_WORDS };
+/* Words of the step buffer, written before each pass: first position, end of the records there,
+ * what gpu_step_encode() says of the last position, tokens. */
+enum {
+    GPU_STEP_POS,
+    GPU_STEP_RECORDS,
+    GPU_STEP_ENCODE,
+    GPU_STEP_TOKENS,
+    GPU_STEP_WORDS = GPU_STEP_TOKENS + GPU_BATCH
+};
 /* x = row `token` of the embedding, of a type gpu_can_embed(). */
 bool gpu_can_embed(int type);
 void gpu_op_embed(GpuOps *o, GpuList *l, GpuId x, const GpuMatrix *m, GpuId step);
@@ -145,6 +162,7 @@ typedef struct GpuHeads { /* of attention, the same for all layers of a session 
     GpuId step, turns, query, partial, none; /* none: bound where there is nothing */
 } GpuHeads;
 bool gpu_has_kv(int type, int head_dim);
+/* Of GPU_BATCH tokens. */
 size_t gpu_query_bytes(const GpuHeads *h);
 size_t gpu_partial_bytes(const GpuHeads *h);
 void gpu_kv_side(GpuOps *o, GpuKvSide *s, const GpuHeads *h, int type, bool key);

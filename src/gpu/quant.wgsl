@@ -9,6 +9,7 @@ var<workgroup> sums: array<i32, 256>;
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u32) {
+  token = wg.z;
   var r = 0.0;
   if (SRC == 1u) { r = inverse_root(i); }
   let at = wg.x * 1024u + i * 4u;
@@ -24,12 +25,12 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u3
   sums[i] = c.x + c.y + c.z + c.w;
   workgroupBarrier();
   if (at >= PAD) { return; }
-  q[at / 4u] = pack4(c);
+  q[token * (STEP / 4u) + at / 4u] = pack4(c);
   if ((i & 7u) == 0u) {
     var s = 0;
     for (var k = 0u; k < 8u; k++) { s += sums[i + k]; }
     var scale = bitcast<f32>(top); // infinity or NaN stays what it is
     if (top < INFINITE) { scale = divide(scale, 127.0); }
-    groups[at / 32u] = vec2u(bitcast<u32>(scale), bitcast<u32>(s));
+    groups[token * (STEP / 32u) + at / 32u] = vec2u(bitcast<u32>(scale), bitcast<u32>(s));
   }
 }

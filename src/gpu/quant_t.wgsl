@@ -8,10 +8,11 @@ var<workgroup> tops: array<u32, 256>;
 var<workgroup> sums: array<i32, 256>;
 
 @compute @workgroup_size(256)
-fn main(@builtin(local_invocation_index) i: u32) {
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u32) {
+  let slot = wg.z * (STEP / 4u);
   var top = 0u;
   for (var j = i; j < N / 4u; j += 256u) {
-    let m = bitcast<vec4<u32>>(x[j]) & vec4<u32>(0x7fffffffu);
+    let m = bitcast<vec4<u32>>(x[slot + j]) & vec4<u32>(0x7fffffffu);
     top = max(top, max(max(m.x, m.y), max(m.z, m.w)));
   }
   tops[i] = top;
@@ -30,9 +31,9 @@ fn main(@builtin(local_invocation_index) i: u32) {
   for (var j = i; j < fours; j += 256u) {
     var c = array<vec4<i32>, 4>();
     if (top < INFINITE) {
-      for (var k = 0u; k < 4u; k++) { c[k] = vec4<i32>(round(x[j + k * fours] * inverse)); }
+      for (var k = 0u; k < 4u; k++) { c[k] = vec4<i32>(round(x[slot + j + k * fours] * inverse)); }
     }
-    q[j] = vec4<u32>(pack4(vec4<i32>(c[0].x, c[1].x, c[2].x, c[3].x)),
+    q[slot / 4u + j] = vec4<u32>(pack4(vec4<i32>(c[0].x, c[1].x, c[2].x, c[3].x)),
                      pack4(vec4<i32>(c[0].y, c[1].y, c[2].y, c[3].y)),
                      pack4(vec4<i32>(c[0].z, c[1].z, c[2].z, c[3].z)),
                      pack4(vec4<i32>(c[0].w, c[1].w, c[2].w, c[3].w)));
@@ -48,6 +49,6 @@ fn main(@builtin(local_invocation_index) i: u32) {
   if (i == 0u) {
     var scale = bitcast<f32>(top);
     if (top < INFINITE) { scale = divide(scale, 127.0); }
-    groups[0] = vec2u(bitcast<u32>(scale), bitcast<u32>(sums[0]));
+    groups[wg.z * (STEP / 32u)] = vec2u(bitcast<u32>(scale), bitcast<u32>(sums[0]));
   }
 }

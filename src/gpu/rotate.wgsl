@@ -85,7 +85,7 @@ fn load(tile: u32, e: u32, r: f32) -> vec4f {
   var v = vec4f();
   for (var c = 0u; c < 4u; c++) {
     let m = place(tile, e + c);
-    if (m < N) { v[c] = with_sign(a[m / 4u][m % 4u], m); }
+    if (m < N) { v[c] = with_sign(a[slot() + m / 4u][m % 4u], m); }
   }
   return v;
 }
@@ -120,7 +120,7 @@ fn quantize(i: u32) {
       if (top > 0u && top < INFINITE) {
         c = vec4<i32>(round(v[k] * min(divide(127.0, bitcast<f32>(top)), 3.4028234e38)));
       }
-      q[j] = pack4(c);
+      q[slot() + j] = pack4(c);
       sum += c.x + c.y + c.z + c.w;
     }
   }
@@ -133,12 +133,13 @@ fn quantize(i: u32) {
   if (i == 0u) {
     var scale = bitcast<f32>(top);
     if (top < INFINITE) { scale = divide(scale, 127.0); }
-    groups[0] = vec2u(bitcast<u32>(scale), bitcast<u32>(i32(part[0])));
+    groups[token * (STEP / 32u)] = vec2u(bitcast<u32>(scale), bitcast<u32>(i32(part[0])));
   }
 }
 
 @compute @workgroup_size(256)
 fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u32) {
+  token = wg.z;
   var r = 0.0;
   if (SRC == 1u) { r = inverse_root(i); }
   let e = 16u * i;
@@ -154,6 +155,6 @@ fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u3
   for (var k = i; k < TILE; k += 256u) { // neighbours store neighbours
     let t = select(k % (TILE / SET) * SET + k / (TILE / SET), k, STRIDE == 1u);
     let j = place(wg.x, t);
-    if (j < N) { y[j] = part[bank(t)]; }
+    if (j < N) { y[token * STEP + j] = part[bank(t)]; }
   }
 }

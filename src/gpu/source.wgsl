@@ -9,13 +9,23 @@ override HEAD: u32 = 1u;
 override EACH: u32 = 1u;
 @group(0) @binding(0) var<storage, read> a: array<vec4f>;
 @group(0) @binding(1) var<storage, read> b: array<vec4f>;
+var<private> token: u32; // whose vectors are read and written
+
+// The token's vector of a buffer of vec4f.
+fn slot() -> u32 { return token * (STEP / 4u); }
 
 // 1 / sqrt(mean of squares + eps), by all 256 invocations.
 fn inverse_root(i: u32) -> f32 {
   var s = 0.0;
-  for (var j = i; j < N / 4u; j += 256u) { s += dot(a[j], a[j]); }
+  for (var j = i; j < N / 4u; j += 256u) {
+    let x = a[slot() + j];
+    s += dot(x, x);
+  }
   if (i == 0u) {
-    for (var k = 0u; k < N % 4u; k++) { s += a[N / 4u][k] * a[N / 4u][k]; }
+    for (var k = 0u; k < N % 4u; k++) {
+      let x = a[slot() + N / 4u][k];
+      s += x * x;
+    }
   }
   part[i] = s;
   workgroupBarrier();
@@ -36,8 +46,8 @@ fn source(j: u32, r: f32) -> vec4f {
       let at = 4u * j / HEAD * EACH;
       x = a[(at + 4u * j % HEAD) / 4u] / a[(at + HEAD) / 4u].y;
     } else {
-      x = a[j];
-      let y = b[j];
+      x = a[slot() + j];
+      let y = b[select(j, slot() + j, SRC == 2u)];
       if (SRC == 1u) { x = x * r * y; }
       if (SRC == 2u) { x = x / (1.0 + exp(min(-x, vec4f(88.0)))) * y; }
     }

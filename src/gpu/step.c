@@ -1,7 +1,8 @@
 /* step.c - models on a GPU. A session's pass is a list of dispatches that is made once, when the
  * session is, and replayed for each token with four numbers changed; so a token allocates nothing.
  * The order is that of pass() in model.c, with neighbouring operations in one kernel: a layer is
- * six dispatches (more for long texts, and where t2 and t3 turn their inputs: docs/GPU.md).
+ * six dispatches (more for long texts, and where t2 and t3 turn their inputs: docs/GPU.md). Prompts
+ * have a list of their own, which does GPU_BATCH tokens at once.
  *
  * While a result is awaited the next token's commands are recorded already. */
 #include "gpu/step.h"
@@ -31,8 +32,8 @@ typedef struct Backend {
     int epoch; /* how often the device was taken anew */
     struct {   /* the pass whose result is under way; session NULL: none */
         const struct Session *session;
-        int pos, what;
-        int32_t id;
+        int pos, what, n;
+        int32_t ids[GPU_BATCH];
         size_t n_bytes;
     } flight;
 } Backend;
@@ -51,11 +52,13 @@ typedef struct Session {
     GpuList body[PIECES];     /* embedding and layers */
     bool is_normed;           /* that the lists so far leave the next RMSNorm of x in normed */
     GpuList head, pick, tail; /* logits; the likeliest; records */
+    GpuList batch;            /* embedding and layers of several tokens */
+    size_t step;              /* values between their vectors */
     float *row;               /* of the embedding, where it is read here; else NULL */
     int recorded_pos, recorded_what, n_unread;
 } Session;
 
-enum { UNREAD = 64 }; /* passes under way before one is waited for */
+enum { UNREAD = 64 }; /* tokens under way before one is waited for */
 
 /* ---- weights ---- */
 
@@ -148,7 +151,7 @@ static size_t vector_bytes(size_t n) {
 
 static GpuSource normed(GpuId x, GpuId weights, const Hparams *h) {
     size_t n = vector_bytes((size_t)h->n_embd);
-    return (GpuSource){ .kind = GPU_NORM, .a = { x, 0, n }, .b = { weights, 0, n }, .eps = h->eps };
+    return (GpuSource){ .kind = GPU_NORM, .a = { x, 0, 0 }, .b = { weights, 0, n }, .eps = h->eps };
 }
 
 /* Products of several matrices with one input, RMSNorm of x with these weights where from is NULL;
@@ -189,9 +192,7 @@ static void list_output(Session *s, GpuList *l, const GpuLayer *g, const GpuSour
 /* Attention and the output matrix. A single span needs no merging: the input is read from where the
  * span left it, if it is not to be turned back. */
 static void list_attend(Session *s, GpuList *l, const GpuLayer *g, const GpuKvSide *kv) {
-    const Hparams *h = &s->b->m->hp;
-    size_t n = vector_bytes((size_t)h->n_heads * (size_t)h->head_dim);
-    const GpuSource att = { .kind = GPU_PLAIN, .a = { s->att, 0, n } }, one = gpu_one_span(&s->h);
+    const GpuSource att = { .kind = GPU_PLAIN, .a = { s->att, 0, 0 } }, one = gpu_one_span(&s->h);
     bool unmerged = !kv_type(kv[1].type)->rotate && gpu_int8_input(&g->o);
     gpu_op_attend(&s->b->ops, l, &s->h, s->att, &kv[0], &kv[1], unmerged);
     l->when = unmerged ? GPU_MORE_SPANS : GPU_ALWAYS;
@@ -206,23 +207,24 @@ static int piece_of(int layer, int n_layers) {
     return layer == 0 ? 0 : 1 + (layer - 1) * (PIECES - 1) / (n_layers - 1);
 }
 
-static void list_ffn(Session *s, GpuList *l, int layer) {
-    GpuOps *o = &s->b->ops;
-    const Hparams *h = &s->b->m->hp;
-    const GpuLayer *g = &s->b->layers[layer];
-    size_t ff = vector_bytes((size_t)h->n_ff);
-    bool last = layer + 1 == h->n_layers,
-         glu = g->n_gate_up == 1 && s->is_normed && gpu_can_next(g->gate_up, &g->down, 1);
+/* Gate and up, and their SwiGLU as the input of down. */
+static void list_gated(Session *s, GpuList *l, const GpuLayer *g) {
     const GpuSource gated = { .kind = GPU_SWIGLU,
-                              .a = { s->ff, 0, ff },
-                              .b = { s->ff, s->up_at * sizeof(float), ff } };
-    if (glu) {
-        gpu_op_matmul_glu(o, l, g->gate_up, &s->normed, &s->gated);
-    } else {
-        project(s, l, NULL, g->ffn_norm, g->gate_up, g->n_gate_up, s->ff,
-                (const size_t[]){ 0, s->up_at });
-        gpu_op_input(o, l, &s->in, &gated, &g->down);
-    }
+                              .a = { s->ff, 0, 0 },
+                              .b = { s->ff, s->up_at * sizeof(float), 0 } };
+    project(s, l, NULL, g->ffn_norm, g->gate_up, g->n_gate_up, s->ff,
+            (const size_t[]){ 0, s->up_at });
+    gpu_op_input(&s->b->ops, l, &s->in, &gated, &g->down);
+}
+
+static void list_ffn(Session *s, GpuList *l, int layer) {
+    const GpuLayer *g = &s->b->layers[layer];
+    bool last = layer + 1 == s->b->m->hp.n_layers,
+         glu = g->n_gate_up == 1 && s->is_normed && gpu_can_next(g->gate_up, &g->down, 1);
+    if (glu)
+        gpu_op_matmul_glu(&s->b->ops, l, g->gate_up, &s->normed, &s->gated);
+    else
+        list_gated(s, l, g);
     const GpuInput *in = glu ? &s->gated : &s->in;
     if (last)
         add_to_stream(s, l, &g->down, in, s->b->output_norm, &s->b->output, 1);
@@ -230,29 +232,60 @@ static void list_ffn(Session *s, GpuList *l, int layer) {
         add_to_stream(s, l, &g->down, in, g[1].attn_norm, g[1].qkv, g[1].n_qkv);
 }
 
-static void list_layer(Session *s, int layer) {
+/* Up to the rows of the cache. */
+static void list_heads(Session *s, GpuList *l, const GpuLayer *g, const GpuKvSide *kv) {
     const Hparams *h = &s->b->m->hp;
-    GpuOps *o = &s->b->ops;
-    GpuList *l = &s->body[piece_of(layer, h->n_layers)];
-    const GpuLayer *g = &s->b->layers[layer];
-    const GpuKvSide *kv = s->kv[layer];
     size_t q = (size_t)h->n_heads * (size_t)h->head_dim;
     size_t k = (size_t)h->n_kv_heads * (size_t)h->head_dim;
     project(s, l, NULL, g->attn_norm, g->qkv, g->n_qkv, s->qkv, (const size_t[]){ 0, q, q + k });
-    gpu_op_heads(o, l, &s->h, s->qkv, g->bias, g->norms, &kv[0], &kv[1]);
+    gpu_op_heads(&s->b->ops, l, &s->h, s->qkv, g->bias, g->norms, &kv[0], &kv[1]);
+}
+
+static void list_layer(Session *s, int layer) {
+    GpuOps *o = &s->b->ops;
+    GpuList *l = &s->body[piece_of(layer, s->b->m->hp.n_layers)];
+    const GpuLayer *g = &s->b->layers[layer];
+    const GpuKvSide *kv = s->kv[layer];
+    list_heads(s, l, g, kv);
     list_attend(s, l, g, kv);
     list_ffn(s, l, layer);
     gpu_op_encode(o, &s->tail, &s->h, g->weights[0], &kv[0], true);
     gpu_op_encode(o, &s->tail, &s->h, g->weights[1], &kv[1], false);
 }
 
+/* Of several tokens, for their rows in the cache alone: the last layer ends with them. Nothing is
+ * joined with what comes behind it; a batch's dispatches cost little beside its work. */
+static void list_batch(Session *s) {
+    GpuOps *o = &s->b->ops;
+    GpuList *l = &s->batch;
+    const GpuSource att = { .kind = GPU_PLAIN, .a = { s->att, 0, 0 } };
+    int n_layers = s->b->m->hp.n_layers;
+    l->batch = true;
+    s->is_normed = false;
+    if (!s->row) gpu_op_embed(o, l, s->x, &s->b->output, s->h.step);
+    for (int i = 0; i < n_layers && o->r == 0; i++) {
+        const GpuLayer *g = &s->b->layers[i];
+        list_heads(s, l, g, s->kv[i]);
+        if (i + 1 == n_layers) break;
+        gpu_op_attend(o, l, &s->h, s->att, &s->kv[i][0], &s->kv[i][1], false);
+        gpu_op_input(o, l, &s->in, &att, &g->o);
+        gpu_op_matmul(o, l, s->x, 0, &g->o, &s->in, true);
+        list_gated(s, l, g);
+        gpu_op_matmul(o, l, s->x, 0, &g->down, &s->in, true);
+    }
+}
+
 static void list_all(Session *s) {
     Backend *b = s->b;
     const Hparams *h = &b->m->hp;
+    GpuList *const lists[] = { &s->head, &s->pick, &s->tail, &s->batch };
+    for (size_t i = 0; i < ARRAY_LEN(lists); i++) lists[i]->step = s->step;
+    for (int i = 0; i < PIECES; i++) s->body[i].step = s->step;
     if (!s->row) gpu_op_embed(&b->ops, &s->body[0], s->x, &b->output, s->h.step);
     for (int l = 0; l < h->n_layers && b->ops.r == 0; l++) list_layer(s, l);
     project(s, &s->head, NULL, b->output_norm, &b->output, 1, s->logits, (const size_t[]){ 0 });
     gpu_op_argmax(&b->ops, &s->pick, s->best, s->logits, s->pairs, (size_t)h->n_vocab);
+    list_batch(s);
 }
 
 /* ---- sessions ---- */
@@ -264,10 +297,11 @@ static void make_buffers(Session *s, const float *turns) {
     size_t kv = (size_t)h->n_kv_heads * (size_t)h->head_dim, e = (size_t)h->n_embd;
     size_t ff = (size_t)h->n_ff, vocab = (size_t)h->n_vocab;
     s->up_at = (ff + 63) / 64 * 64;
-    s->x = gpu_ops_buffer(o, e * sizeof(float));
-    s->qkv = gpu_ops_buffer(o, (q + 2 * kv) * sizeof(float));
-    s->att = gpu_ops_buffer(o, q * sizeof(float));
-    s->ff = gpu_ops_buffer(o, 2 * s->up_at * sizeof(float));
+    s->step = (MAX(MAX(e, 2 * s->up_at), q + 2 * kv) + 127) / 128 * 128;
+    s->x = gpu_ops_buffer(o, GPU_BATCH * s->step * sizeof(float));
+    s->qkv = gpu_ops_buffer(o, GPU_BATCH * s->step * sizeof(float));
+    s->att = gpu_ops_buffer(o, GPU_BATCH * s->step * sizeof(float));
+    s->ff = gpu_ops_buffer(o, GPU_BATCH * s->step * sizeof(float));
     s->logits = gpu_ops_buffer(o, vocab * sizeof(float));
     s->best = gpu_ops_buffer(o, 4);
     s->pairs = gpu_ops_buffer(o, (vocab / 1024 + 1) * 8);
@@ -276,9 +310,9 @@ static void make_buffers(Session *s, const float *turns) {
     s->h.turns = upload(o, turns, n_ctx * (size_t)h->n_rot);
     s->h.query = gpu_ops_buffer(o, gpu_query_bytes(&s->h));
     s->h.partial = gpu_ops_buffer(o, gpu_partial_bytes(&s->h));
-    gpu_input(o, &s->in, MAX(MAX(e, ff), q));
-    gpu_input(o, &s->normed, e);
-    gpu_input(o, &s->gated, ff);
+    gpu_input(o, &s->in, s->step, GPU_BATCH);
+    gpu_input(o, &s->normed, e, 1);
+    gpu_input(o, &s->gated, ff, 1);
     for (int l = 0; l < h->n_layers; l++)
         for (int side = 0; side < 2; side++)
             gpu_kv_side(o, &s->kv[l][side], &s->h, cache_type(s->c, l, side), side == 0);
@@ -334,7 +368,7 @@ static void free_objects(Session *s) {
     Backend *b = s->b;
     GpuOps *o = &b->ops;
     if (b->recorded == s) forget_recorded(b);
-    if (b->flight.session == s) b->flight.id = -1; /* awaited by nobody, but to be read */
+    if (b->flight.session == s) b->flight.n = 0; /* awaited by nobody, but to be read */
     const GpuId ids[] = { s->x,     s->qkv,    s->att,    s->ff,      s->logits,  s->best,
                           s->pairs, s->h.step, s->h.none, s->h.turns, s->h.query, s->h.partial };
     for (size_t i = 0; i < ARRAY_LEN(ids); i++) gpu_free(b->gpu, ids[i]);
@@ -355,6 +389,7 @@ static void session_close(void **session) {
     free_list(o, &s->head, here);
     free_list(o, &s->pick, here);
     free_list(o, &s->tail, here);
+    free_list(o, &s->batch, here);
     mem_free(&o->memory, s->kv);
     mem_free(&o->memory, s->row);
     mem_free(&o->memory, s);
@@ -407,12 +442,18 @@ static void record(Session *s, int pos, int what) {
     }
     forget_recorded(b);
     for (int i = 0; i < PIECES; i++) { /* the GPU begins while the others are handed over */
-        gpu_list_run(&b->ops, &s->body[i], pos);
+        gpu_list_run(&b->ops, &s->body[i], pos, 1);
         if (i + 1 < PIECES) gpu_cut(b->gpu);
     }
-    if (what != PASS_CACHE) gpu_list_run(&b->ops, &s->head, pos);
-    if (what == PASS_GREEDY) gpu_list_run(&b->ops, &s->pick, pos);
-    if (gpu_step_encode(s->c, pos) != 0) gpu_list_run(&b->ops, &s->tail, pos);
+    if (what != PASS_CACHE) gpu_list_run(&b->ops, &s->head, pos, 1);
+    if (what == PASS_GREEDY) gpu_list_run(&b->ops, &s->pick, pos, 1);
+    if (gpu_step_encode(s->c, pos) != 0) gpu_list_run(&b->ops, &s->tail, pos, 1);
+}
+
+static void record_batch(Session *s, int pos, int n) {
+    forget_recorded(s->b);
+    gpu_list_run(&s->b->ops, &s->batch, pos, n);
+    if (gpu_step_encode(s->c, pos + n - 1) != 0) gpu_list_run(&s->b->ops, &s->tail, pos, 1);
 }
 
 static void record_next(Session *s, int pos, int what) {
@@ -423,19 +464,22 @@ static void record_next(Session *s, int pos, int what) {
     s->b->recorded = s;
 }
 
-static void write_step(Session *s, int32_t id, int pos) {
+static void write_step(Session *s, const int32_t *ids, int n, int pos) {
     const Cache *c = s->c;
-    uint32_t step[GPU_STEP_WORDS] = { (uint32_t)id, (uint32_t)pos };
+    uint32_t step[GPU_STEP_WORDS] = { (uint32_t)pos };
     for (int l = 0; c->has_records && l < c->shape.n_layers;
          l++) /* the same in all that have any */
         step[GPU_STEP_RECORDS] =
             MAX(step[GPU_STEP_RECORDS], (uint32_t)cache_records_end(c, l, pos));
-    step[GPU_STEP_ENCODE] = gpu_step_encode(c, pos);
+    step[GPU_STEP_ENCODE] = gpu_step_encode(c, pos + n - 1);
+    memcpy(&step[GPU_STEP_TOKENS], ids, (size_t)n * sizeof *ids);
     gpu_write(s->b->gpu, s->h.step, 0, step, sizeof step);
-    if (!s->row) return;
     const Weight *e = &s->b->m->embed;
-    e->type->decode(s->row, e->data, e->rows, e->cols, (size_t)id);
-    gpu_write(s->b->gpu, s->x, 0, s->row, e->cols * sizeof *s->row);
+    for (int i = 0; s->row && i < n; i++) {
+        e->type->decode(s->row, e->data, e->rows, e->cols, (size_t)ids[i]);
+        gpu_write(s->b->gpu, s->x, (size_t)i * s->step * sizeof *s->row, s->row,
+                  e->cols * sizeof *s->row);
+    }
 }
 
 /* Ends a read that nobody awaits any more. */
@@ -450,36 +494,46 @@ static int let_go(Backend *b, DibitError *err) {
     return MIN(r, 0);
 }
 
-static int start(Session *s, int32_t id, int what, DibitError *err) {
+static int start(Session *s, const int32_t *ids, int n, int what, DibitError *err) {
     Backend *b = s->b;
     int pos = s->c->n_past, r = let_go(b, err);
     if (r != 0) return r;
-    bool wait = what != PASS_CACHE || ++s->n_unread == UNREAD;
-    size_t n = what == PASS_LOGITS ? (size_t)b->m->hp.n_vocab * sizeof(float) : 4;
-    record(s, pos, what);
-    write_step(s, id, pos);
-    if (!wait) return gpu_submit(b->gpu, err);
+    size_t n_bytes = what == PASS_LOGITS ? (size_t)b->m->hp.n_vocab * sizeof(float) : 4;
+    if (n > 1)
+        record_batch(s, pos, n);
+    else
+        record(s, pos, what);
+    write_step(s, ids, n, pos);
+    s->n_unread += n;
+    if (what == PASS_CACHE && s->n_unread < UNREAD) return gpu_submit(b->gpu, err);
     s->n_unread = 0;
-    if ((r = gpu_read_start(b->gpu, what == PASS_LOGITS ? s->logits : s->best, 0, n, err)) != 0)
-        return r;
+    r = gpu_read_start(b->gpu, what == PASS_LOGITS ? s->logits : s->best, 0, n_bytes, err);
+    if (r != 0) return r;
     b->flight.session = s;
     b->flight.pos = pos;
     b->flight.what = what;
-    b->flight.id = id;
-    b->flight.n_bytes = n;
+    b->flight.n = n;
+    memcpy(b->flight.ids, ids, (size_t)n * sizeof *ids);
+    b->flight.n_bytes = n_bytes;
     if (what != PASS_CACHE) record_next(s, pos + 1, what);
     return 0;
 }
 
-static int session_pass(void *session, int32_t id, int what, float *logits, int32_t *best,
-                        DibitError *err) {
+/* Whether what is under way is this pass. */
+static bool in_flight(const Session *s, const int32_t *ids, int n, int what) {
+    const Backend *b = s->b;
+    return b->flight.session == s && b->flight.pos == s->c->n_past && b->flight.what == what &&
+           b->flight.n == n && memcmp(b->flight.ids, ids, (size_t)n * sizeof *ids) == 0;
+}
+
+static int session_pass(void *session, const int32_t *ids, int n, int what, float *logits,
+                        int32_t *best, DibitError *err) {
     Session *s = session;
     Backend *b = s->b;
     uint32_t ignored;
     if (s->epoch != b->epoch) return fail(err, DIBIT_E_DEVICE, "the GPU failed before");
-    if (b->flight.session != s || b->flight.pos != s->c->n_past || b->flight.what != what ||
-        b->flight.id != id) {
-        int r = start(s, id, what, err);
+    if (!in_flight(s, ids, n, what)) {
+        int r = start(s, ids, n, what, err);
         if (r != 0 || !b->flight.session) return r;
     }
     void *to = what == PASS_LOGITS ? (void *)logits : what == PASS_GREEDY ? best : (void *)&ignored;
@@ -588,6 +642,7 @@ int gpu_backend(struct DibitBackend **out, const GpuOptions *opt, GpuCaps *caps,
     if (opt) b->opt = *opt;
     b->api = (DibitBackend){ .name = "webgpu",
                              .optional = b->opt.optional,
+                             .n_batch = GPU_BATCH,
                              .load = load,
                              .can_hold = can_hold,
                              .open = session_open,

@@ -13,8 +13,8 @@ override FACTOR: f32;
 var<workgroup> part: array<u32, 256>;
 alias Values = array<vec4f, 16>;
 
-fn value(j: u32) -> f32 { // the sign as a bit: see rotate.wgsl
-  return bitcast<f32>(bitcast<u32>(x[j] * FACTOR) ^
+fn value(at: u32, j: u32) -> f32 { // the sign as a bit: see rotate.wgsl
+  return bitcast<f32>(bitcast<u32>(x[at + j] * FACTOR) ^
                       (lowbias32(SEED + j * 0x9e3779b9u) & 0x80000000u));
 }
 
@@ -33,13 +33,15 @@ fn step(v: ptr<function, Values>, h: u32) {
 }
 
 @compute @workgroup_size(256)
-fn main(@builtin(local_invocation_index) i: u32) {
+fn main(@builtin(workgroup_id) wg: vec3u, @builtin(local_invocation_index) i: u32) {
+  let at = wg.z * STEP;
   var v: Values;
   for (var t = 0u; t < 16u; t++) {
     let j = set_of(i, t) + t % FOURS * SETS;
     let far = FOURS * SETS;
     if (set_of(i, t) < SETS) {
-      v[t] = vec4f(value(j), value(j + far), value(j + 2u * far), value(j + 3u * far));
+      v[t] = vec4f(value(at, j), value(at, j + far), value(at, j + 2u * far),
+                   value(at, j + 3u * far));
     }
   }
   step(&v, 1u);
@@ -66,7 +68,7 @@ fn main(@builtin(local_invocation_index) i: u32) {
   for (var t = 0u; t < 16u; t++) {
     var c = vec4<i32>();
     if (top < INFINITE) { c = vec4<i32>(round(v[t] * inverse)); }
-    if (set_of(i, t) < SETS) { q[set_of(i, t) + t % FOURS * SETS] = pack4(c); }
+    if (set_of(i, t) < SETS) { q[at / 4u + set_of(i, t) + t % FOURS * SETS] = pack4(c); }
     sum += c; // zeros where there is no set
   }
   part[i] = bitcast<u32>(sum.x + sum.y + sum.z + sum.w);
@@ -78,6 +80,6 @@ fn main(@builtin(local_invocation_index) i: u32) {
   if (i == 0u) {
     var scale = bitcast<f32>(top);
     if (top < INFINITE) { scale = divide(scale, 127.0); }
-    groups[0] = vec2u(bitcast<u32>(scale), part[0]);
+    groups[wg.z * (STEP / 32u)] = vec2u(bitcast<u32>(scale), part[0]);
   }
 }
