@@ -28,10 +28,10 @@ static int heads_of_workgroup(const GpuHeads *h) {
     return n;
 }
 
-/* Most spans of a head: enough for 1024 workgroups, which fill any GPU and leave merge.wgsl little
+/* Most spans of a head: enough for 2048 workgroups, which fill any GPU and leave merge.wgsl little
  * to do. */
 static size_t n_spans(const GpuHeads *h) {
-    int most = MAX(1024 * heads_of_workgroup(h) / h->n_heads, 16);
+    int most = MAX(2048 * heads_of_workgroup(h) / h->n_heads, 16);
     return MIN((size_t)most, (size_t)h->n_ctx / SPAN + 1);
 }
 
