@@ -4,9 +4,12 @@
 #ifndef BACKEND_H
 #define BACKEND_H
 #include "model.h"
+#include "sample.h"
 
 typedef struct DibitBackend DibitBackend;
-enum { PASS_CACHE, PASS_LOGITS, PASS_GREEDY }; /* what is wanted of a pass besides its rows */
+/* What is wanted of a pass besides its rows. */
+enum { PASS_CACHE, PASS_LOGITS, PASS_GREEDY, PASS_TOP };
+enum { TOP_CANDIDATES = 64 }; /* of PASS_TOP */
 struct DibitBackend {
     const char *name; /* "webgpu" */
     bool optional;    /* sessions that it cannot hold run on the CPU; else they are refused */
@@ -21,11 +24,12 @@ struct DibitBackend {
     void (*close)(void **session);
     int n_batch; /* most tokens of a pass; none goes across a multiple of this many positions */
     /* Tokens ids[0..n-1] from position c->n_past on, of which only PASS_CACHE takes more than one.
-     * PASS_LOGITS: logits (n_vocab) are there when it returns; PASS_GREEDY: *best is the likeliest
-     * token, -1 where a logit is not finite. DIBIT_WAIT: under way; the same call again goes on
+     * PASS_LOGITS: out is logits (n_vocab), there when it returns; PASS_GREEDY: the likeliest
+     * token, an int32_t, -1 where a logit is not finite; PASS_TOP: the TOP_CANDIDATES largest
+     * logits in the sampler's order, the first of which is NaN where one is not finite (Candidate,
+     * ids of -1 where there are fewer tokens). DIBIT_WAIT: under way; the same call again goes on
      * with it, any other one lets it go. */
-    int (*pass)(void *session, const int32_t *ids, int n, int what, float *logits, int32_t *best,
-                DibitError *err);
+    int (*pass)(void *session, const int32_t *ids, int n, int what, void *out, DibitError *err);
     /* Random keys and values of positions 0..n-1. */
     int (*fill)(void *session, int n, DibitError *err);
     size_t (*bytes)(const void *session); /* of the rows */

@@ -1,6 +1,7 @@
 /* remote.c - sessions whose passes a backend does, and what takes over where it cannot go on: the
  * device asked for anew, the same device without its special features, at last the CPU. The tokens
  * are here, so nothing of a text is lost: the rows of the cache are computed again. */
+#include <math.h>
 #include <string.h>
 
 #include "session.h"
@@ -144,7 +145,7 @@ static int recompute(DibitSession *s, int n, DibitError *err) {
             r = model_forward(&s->engine->model, &s->scratch, &s->cache, ids, k, NULL, false, err);
             continue;
         }
-        r = s->home->pass(s->remote, ids, k, PASS_CACHE, NULL, NULL, err);
+        r = s->home->pass(s->remote, ids, k, PASS_CACHE, NULL, err);
         if (r == 0) cache_advance(&s->cache, k);
     }
     return r;
@@ -169,39 +170,35 @@ static int move(DibitSession *s, int r, DibitError *why) {
     return r;
 }
 
-/* The first of the largest, as the sampler has it. */
-static int32_t likeliest(const float *x, int n) {
-    int best = 0;
-    for (int i = 1; i < n; i++)
-        if (x[i] > x[best]) best = i;
-    return best;
+/* Whether what came back is of finite logits. */
+static bool is_finite(const Model *m, int what, const void *out) {
+    if (what == PASS_GREEDY) return *(const int32_t *)out >= 0;
+    if (what == PASS_TOP) return isfinite(((const Candidate *)out)->logit);
+    return what == PASS_CACHE || all_finite(out, (size_t)m->hp.n_vocab);
 }
 
-int remote_pass(DibitSession *s, const int32_t *ids, int n, float *logits, int32_t *best,
-                DibitError *err) {
+int remote_pass(DibitSession *s, const int32_t *ids, int n, int what, void *out, DibitError *err) {
     const Model *m = &s->engine->model;
     if (atomic_load(&s->cancel)) return fail(err, DIBIT_E_CANCELLED, "cancelled");
     int r = cache_reserve(&s->cache, n, err);
     if (r != 0) return r;
-    int what = best ? PASS_GREEDY : logits ? PASS_LOGITS : PASS_CACHE;
-    bool own = logits == s->scratch.logits; /* which a move replaces */
+    bool own = what == PASS_LOGITS && !out; /* which a move replaces */
     DibitError why = { 0 };
-    r = s->home->pass(s->remote, ids, n, what, logits, best, &why);
+    r = s->home->pass(s->remote, ids, n, what, own ? s->scratch.logits : out, &why);
     while (may_move(s, r)) {
         if ((r = move(s, r, &why)) != 0) break;
-        if (own) logits = s->scratch.logits;
+        float *logits = what == PASS_LOGITS && out ? out : s->scratch.logits;
         if (s->remote) {
-            r = s->home->pass(s->remote, ids, n, what, logits, best, &why);
+            r = s->home->pass(s->remote, ids, n, what, own ? logits : out, &why);
             continue;
         }
-        if (best) logits = s->scratch.logits;
-        r = model_forward(m, &s->scratch, &s->cache, ids, n, logits, false, &why);
-        if (r == 0 && best) *best = likeliest(logits, m->hp.n_vocab);
+        r = model_forward(m, &s->scratch, &s->cache, ids, n, what == PASS_CACHE ? NULL : logits,
+                          false, &why);
+        s->has_logits = r == 0 && what != PASS_CACHE && logits == s->scratch.logits;
     }
     if (r != 0 && err) *err = why;
     if (r != 0 || !s->remote) return r; /* the CPU's pass has seen to the rest */
-    if (best ? *best < 0 : logits && !all_finite(logits, (size_t)m->hp.n_vocab))
-        return model_not_finite(m, err);
+    if (!is_finite(m, what, own ? s->scratch.logits : out)) return model_not_finite(m, err);
     cache_advance(&s->cache, n);
     return 0;
 }

@@ -117,16 +117,19 @@ static double weight(const Candidate *c, double max) {
     return c->logit == -FLT_MAX ? 0 : exp_neg((double)c->logit - max);
 }
 
-/* Orders as many candidates as top-k, top-p and min-p leave, and returns their number. Each of the
- * three keeps a front part of the order, so the shortest decides. */
-static size_t keep(Sampler *s) {
+/* Orders as many of n candidates, the first `done` of which are in order, as top-k, top-p and min-p
+ * leave, and returns their number. Each of the three keeps a front part of the order, so the
+ * shortest decides. */
+static size_t keep(Sampler *s, size_t n, size_t done) {
     const DibitSampling *cfg = &s->cfg;
     Candidate *c = s->cand;
-    size_t n = (size_t)s->n_vocab, limit = cfg->top_k ? MIN((size_t)cfg->top_k, n) : n, done = 0;
+    size_t limit = cfg->top_k ? MIN((size_t)cfg->top_k, n) : n;
     bool top_p = cfg->top_p > 0 && cfg->top_p < 1;
     double max = -FLT_MAX, total = 0, sum = 0;
     for (size_t i = 0; i < n; i++) max = MAX(max, (double)c[i].logit);
-    if (limit < n) {
+    if (done >= limit) {
+        done = limit;
+    } else if (limit < n) {
         order_first(c, n, limit);
         done = limit;
     } else if (!top_p && cfg->min_p == 0) {
@@ -153,16 +156,15 @@ bool sampler_is_greedy(const Sampler *s) {
     return s->cfg.temperature == 0 && (penalty == 0 || penalty == 1);
 }
 
-int32_t sampler_next(Sampler *s, const float *logits, const int32_t *history, size_t n_history) {
-    Candidate *c = s->cand;
-    fill(s, logits, history, n_history);
-    if (s->cfg.temperature == 0) {
-        size_t best = 0;
-        for (size_t i = 1; i < (size_t)s->n_vocab; i++)
-            if (c[i].logit > c[best].logit) best = i;
-        return c[best].id;
-    }
-    size_t n = keep(s);
+int sampler_top(const Sampler *s) {
+    float penalty = s->cfg.repeat_penalty;
+    return s->cfg.temperature > 0 && (penalty == 0 || penalty == 1) ? MIN(s->cfg.top_k, s->n_vocab)
+                                                                    : 0;
+}
+
+/* One of the first n candidates, by their weights. */
+static int32_t draw(Sampler *s, size_t n) {
+    const Candidate *c = s->cand;
     double max = -FLT_MAX, total = 0, sum = 0, t = (double)s->cfg.temperature;
     for (size_t i = 0; i < n; i++) max = MAX(max, (double)c[i].logit);
     for (size_t i = 0; i < n; i++)
@@ -176,4 +178,19 @@ int32_t sampler_next(Sampler *s, const float *logits, const int32_t *history, si
         if (u < sum) break;
     }
     return last;
+}
+
+int32_t sampler_next_of(Sampler *s, const Candidate *largest, int n) {
+    memcpy(s->cand, largest, (size_t)n * sizeof *largest);
+    return draw(s, keep(s, (size_t)n, (size_t)n));
+}
+
+int32_t sampler_next(Sampler *s, const float *logits, const int32_t *history, size_t n_history) {
+    Candidate *c = s->cand;
+    size_t n = (size_t)s->n_vocab, best = 0;
+    fill(s, logits, history, n_history);
+    if (s->cfg.temperature > 0) return draw(s, keep(s, n, 0));
+    for (size_t i = 1; i < n; i++)
+        if (c[i].logit > c[best].logit) best = i;
+    return c[best].id;
 }

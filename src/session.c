@@ -254,7 +254,8 @@ static int take_cancel(DibitSession *s, DibitError *err) {
 static int run(DibitSession *s, const int32_t *ids, int n, float *logits, bool all,
                DibitError *err) {
     uint64_t start = ops_start(&s->scratch.ops);
-    int r = s->remote ? remote_pass(s, ids, n, logits, NULL, err)
+    int r = s->remote ? remote_pass(s, ids, n, logits ? PASS_LOGITS : PASS_CACHE,
+                                    logits == s->scratch.logits ? NULL : logits, err)
                       : model_forward(&s->engine->model, &s->scratch, &s->cache, ids, n, logits,
                                       all, err);
     if (start) {
@@ -300,14 +301,28 @@ static int catch_up(DibitSession *s, bool want_logits, DibitError *err) {
     return 0;
 }
 
-/* The same of a backend when only the likeliest next token is wanted: no logits come back. */
-static int likeliest(DibitSession *s, int32_t *id, DibitError *err) {
+/* What of a backend's logits the sampler needs. */
+static int wanted(const Sampler *s) {
+    int top = sampler_top(s);
+    if (sampler_is_greedy(s)) return PASS_GREEDY;
+    return top > 0 && top <= TOP_CANDIDATES ? PASS_TOP : PASS_LOGITS;
+}
+
+/* The same of a backend where less than all logits will do: the next token, or -1 where logits are
+ * there after all. */
+static int remote_next(DibitSession *s, int what, int32_t *id, DibitError *err) {
+    Candidate top[TOP_CANDIDATES];
     int r = 0;
     while (r == 0 && s->cache.n_past < s->n_tokens) {
         int p = s->cache.n_past, n = n_of_pass(s, s->n_tokens - p);
-        r = remote_pass(s, s->tokens + p, n, NULL, p + n == s->n_tokens ? id : NULL, err);
+        bool last = p + n == s->n_tokens;
+        if (!s->remote) return catch_up(s, true, err); /* the CPU took over on the way */
+        r = remote_pass(s, s->tokens + p, n, last ? what : PASS_CACHE,
+                        what == PASS_GREEDY ? (void *)id : top, err);
     }
     if (r == DIBIT_E_CANCELLED) atomic_store(&s->cancel, 0);
+    if (r == 0 && what == PASS_TOP && !s->has_logits)
+        *id = sampler_next_of(&s->sampler, top, MIN((int)TOP_CANDIDATES, s->sampler.n_vocab));
     return r;
 }
 
@@ -382,8 +397,9 @@ int dibit_next(DibitSession *s, DibitPiece *piece, DibitError *err) {
     int32_t id = -1;
     if (!s->has_logits) { /* of the token sampled last, or of one whose logits nobody wanted */
         cache_truncate(&s->cache, MIN(s->cache.n_past, s->n_tokens - 1));
-        r = s->remote && sampler_is_greedy(&s->sampler) ? likeliest(s, &id, err)
-                                                        : catch_up(s, true, err);
+        int what = wanted(&s->sampler);
+        r = s->remote && what != PASS_LOGITS ? remote_next(s, what, &id, err)
+                                             : catch_up(s, true, err);
         if (r != 0) return r;
     }
     if (id < 0) id = sampler_next(&s->sampler, s->scratch.logits, s->tokens, (size_t)s->n_tokens);

@@ -54,10 +54,9 @@ int session_fits(const DibitSession *s, size_t need, DibitError *err);
 int remote_load(DibitEngine *e, DibitError *err);
 int remote_open(DibitSession *s, DibitError *err);
 void remote_close(DibitSession *s); /* one that is not open is fine */
-/* n tokens: their rows; and of one token logits (n_vocab), or the likeliest one behind it, where
- * there is room for them. */
-int remote_pass(DibitSession *s, const int32_t *ids, int n, float *logits, int32_t *best,
-                DibitError *err);
+/* n tokens: their rows, and of one token what DibitBackend.pass() gives; out of PASS_LOGITS NULL:
+ * in s->scratch. Where the CPU had to take over logits are there instead: see has_logits. */
+int remote_pass(DibitSession *s, const int32_t *ids, int n, int what, void *out, DibitError *err);
 /* Of n tokens that are to be computed, how many one such pass takes. The last one goes alone: what
  * is wanted besides its rows is wanted of one token. */
 int remote_batch(const DibitSession *s, int n);

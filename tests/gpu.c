@@ -475,6 +475,57 @@ static void test_argmax(void **state) {
     }
 }
 
+static const float *sorted_by;
+static int by_logit(const void *a, const void *b) { /* larger first, of equals the lower id */
+    int32_t i = *(const int32_t *)a, j = *(const int32_t *)b;
+    if (sorted_by[i] != sorted_by[j]) return sorted_by[i] > sorted_by[j] ? -1 : 1;
+    return i < j ? -1 : i > j;
+}
+
+/* The same candidates. */
+static void test_top(void **state) {
+    Context *c = *state;
+    static const size_t sizes[] = { 1, 40, 64, 1000, 5000, 70001, 152064 };
+    struct {
+        float logit;
+        int32_t id;
+    } got[GPU_TOP];
+    for (size_t k = 0; k < (c->few ? 5 : ARRAY_LEN(sizes)); k++) {
+        size_t n = sizes[k];
+        float *x = malloc(n * 4);
+        int32_t *order = malloc(n * 4);
+        GpuList l = { 0 };
+        test_fill(x, n);
+        for (size_t i = 0; i < n; i++) {
+            if (k % 2) x[i] = roundf(x[i] * 8); /* many are equal */
+            order[i] = (int32_t)i;
+        }
+        sorted_by = x;
+        qsort(order, n, 4, by_logit);
+        GpuId gx = test_upload(&c->o, x, n * 4), best = gpu_ops_buffer(&c->o, sizeof got);
+        GpuId pairs[2];
+        for (int i = 0; i < 2; i++) pairs[i] = gpu_ops_buffer(&c->o, gpu_top_bytes(n));
+        gpu_op_top(&c->o, &l, best, gx, pairs, n);
+        test_run(&c->o, &l, 0);
+        test_read(&c->o, best, got, sizeof got);
+        for (size_t i = 0; i < GPU_TOP; i++) {
+            assert_int_equal(got[i].id, i < n ? order[i] : -1);
+            if (i < n) assert_true(got[i].logit == x[order[i]]);
+        }
+        x[n / 2] = k % 2 ? NAN : -INFINITY; /* is not passed over */
+        gpu_write(c->o.gpu, gx, 0, x, n * 4);
+        gpu_list_run(&c->o, &l, 0, 1);
+        test_read(&c->o, best, got, sizeof got);
+        assert_true(isnan(got[0].logit));
+        gpu_list_free(&c->o, &l);
+        gpu_free(c->o.gpu, gx);
+        gpu_free(c->o.gpu, best);
+        for (int i = 0; i < 2; i++) gpu_free(c->o.gpu, pairs[i]);
+        free(x);
+        free(order);
+    }
+}
+
 static void test_attend(void **state) {
     Context *c = *state;
     gpu_attend_cases(&c->o, &c->cpu, c->few);
@@ -547,7 +598,7 @@ static int run_all(bool floor, bool few) {
         cmocka_unit_test_prestate(test_joined, &c), cmocka_unit_test_prestate(test_embed, &c),
         cmocka_unit_test_prestate(test_argmax, &c), cmocka_unit_test_prestate(test_nonfinite, &c),
         cmocka_unit_test_prestate(test_attend, &c), cmocka_unit_test_prestate(test_next, &c),
-        cmocka_unit_test_prestate(test_batch, &c),
+        cmocka_unit_test_prestate(test_batch, &c),  cmocka_unit_test_prestate(test_top, &c),
     };
     int r = cmocka_run_group_tests_name(floor ? "gpu at the floor" : "gpu", tests, NULL, NULL);
     gpu_input_free(&c.o, &c.in);

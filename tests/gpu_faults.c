@@ -108,6 +108,7 @@ static uint8_t *image;
 static size_t image_bytes;
 static int32_t expected[TEXT];
 static int n_warnings;
+static DibitSampling sampling; /* temperature 0 but where a test sets it */
 
 static void count_warning(void *user, int level, const char *text) {
     (void)user;
@@ -130,12 +131,12 @@ static DibitSession *open_session(DibitEngine *e, const char *cache) {
     DibitSession *s;
     DibitError err;
     DibitSessionOptions opt = { .n_ctx = 64, .cache_k = cache, .cache_v = cache };
-    opt.sampling.temperature = 0;
+    opt.sampling = sampling;
     if (dibit_session_create(&s, e, &opt, &err) != 0) die("%s", err.text);
     return s;
 }
 
-/* Greedy tokens n..TEXT-1 after those that are there. */
+/* Tokens n..TEXT-1 after those that are there. */
 static void go_on(DibitSession *s, int n, int32_t *out) {
     DibitError err;
     DibitPiece piece;
@@ -231,6 +232,49 @@ static void test_lost_for_good(void **state) {
     fault.lose_each = n;
     assert_string_equal(whole_text(), "gpu");
     assert_true(fault.n_opens > 1);
+}
+
+/* Tokens that are drawn, of which the largest logits come back; and a fork, whose rows are to be
+ * computed when the CPU has to take over. */
+static void test_lost_drawn(void **state) {
+    (void)state;
+    int32_t greedy[TEXT], text[TEXT];
+    DibitError err;
+    DibitSession *s, *t;
+    memcpy(greedy, expected, sizeof greedy);
+    sampling = (DibitSampling){ .temperature = 0.8f, .top_k = 40, .top_p = 0.95f, .seed = 5 };
+    DibitEngine *e = open_engine(false, false);
+    s = open_session(e, "f16");
+    write_text(s, expected);
+    assert_memory_not_equal(greedy, expected, sizeof greedy);
+    dibit_session_free(&s);
+    dibit_close(&e);
+    assert_string_equal(whole_text(), "gpu");
+    int n = fault.n_calls;
+    for (int i = 1; i < 4; i++) {
+        start(NULL);
+        fault.lose_at = n - 12 * i;
+        assert_string_equal(whole_text(), "gpu");
+        assert_int_equal(fault.n_opens, 2);
+    }
+    start(NULL);
+    e = open_engine(true, false);
+    s = open_session(e, "f16");
+    write_text(s, text);
+    assert_int_equal(dibit_fork(&t, s, &err), 0);
+    fault.lose_at = fault.n_calls + 1;
+    fault.lose_each = 1;
+    DibitPiece piece;
+    assert_int_equal(dibit_next(t, &piece, &err), 1);
+    assert_string_equal(where(e), "cpu");
+    int32_t id = piece.id;
+    assert_int_equal(dibit_next(s, &piece, &err), 1);
+    assert_int_equal(piece.id, id);
+    dibit_session_free(&s);
+    dibit_session_free(&t);
+    dibit_close(&e);
+    memcpy(expected, greedy, sizeof greedy);
+    sampling = (DibitSampling){ 0 };
 }
 
 /* What is not on a GPU any more goes on as it was: two sessions, one of them saved, and a fork. */
@@ -450,6 +494,7 @@ int main(int n, char **arg) {
     if (!test_gpu_begin(n, arg)) return SKIPPED;
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_lost, start),
+        cmocka_unit_test_setup(test_lost_drawn, start),
         cmocka_unit_test_setup(test_lost_for_good, start),
         cmocka_unit_test_setup(test_sessions, start),
         cmocka_unit_test_setup(test_memory, start),

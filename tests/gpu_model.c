@@ -250,6 +250,34 @@ static void test_no_wait(void **state) {
     close_pair(&p); /* with a pass under way */
 }
 
+/* Tokens drawn from the largest logits are those that are drawn from all of them, which come back
+ * after dibit_sync(). */
+static void test_drawn(void **state) {
+    (void)state;
+    Pair p;
+    DibitError err;
+    DibitPiece a, b;
+    DibitSession *all;
+    const int32_t ids[3] = { 1, 40, 41 }, *past;
+    DibitSessionOptions so = { .n_ctx = 64, .sampling = { 0.9f, 40, 0.95f, 0.01f, 0, 0, 11 } };
+    open_pair(&p, &(Tiny){ .type = T_S2 }, NULL, &so);
+    assert_int_equal(dibit_session_create(&all, p.gpu, &so, &err), 0);
+    assert_true(dibit_sync(p.b, ids, 3, &err) == 3);
+    assert_true(dibit_sync(all, ids, 3, &err) == 3);
+    for (int i = 0; i < 40; i++) {
+        int more = dibit_next(p.b, &b, &err);
+        size_t n = dibit_tokens(all, &past);
+        assert_true(dibit_sync(all, past, n, &err) >= 0);
+        assert_non_null(dibit_last_logits(all));
+        assert_int_equal(dibit_next(all, &a, &err), more);
+        assert_int_equal(a.id, b.id);
+        assert_null(dibit_last_logits(p.b)); /* none came back */
+        if (more != 1) break;
+    }
+    dibit_session_free(&all);
+    close_pair(&p);
+}
+
 /* A NaN in a weight is an error that names the tensor, with logits and without. */
 static void test_nonfinite(void **state) {
     (void)state;
@@ -268,7 +296,8 @@ int main(int n, char **arg) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_models),  cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_lost),    cmocka_unit_test(test_nonfinite),
-        cmocka_unit_test(test_no_wait), cmocka_unit_test(test_greedy),
+        cmocka_unit_test(test_no_wait), cmocka_unit_test(test_drawn),
+        cmocka_unit_test(test_greedy),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

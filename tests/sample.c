@@ -153,6 +153,48 @@ static void a_seed_is_a_text(void **state) {
     sampler_free(&s);
 }
 
+static int by_logit(const void *a, const void *b) {
+    const Candidate *x = a, *y = b;
+    if (x->logit != y->logit) return x->logit > y->logit ? -1 : 1;
+    return x->id < y->id ? -1 : x->id > y->id;
+}
+
+/* From the largest logits alone the same token is drawn, whatever cuts them. */
+static void the_largest_are_enough(void **state) {
+    (void)state;
+    static const DibitSampling ways[] = { { .temperature = 1, .top_k = 40 },
+                                          { .temperature = 0.7f, .top_k = 1 },
+                                          { .temperature = 2, .top_k = 40, .top_p = 0.9f },
+                                          { .temperature = 1, .top_k = 12, .min_p = 0.2f },
+                                          { .temperature = 1, .top_k = 1000, .top_p = 0.8f } };
+    for (size_t w = 0; w < ARRAY_LEN(ways); w++) {
+        Sampler all = sampler_of(ways[w]), some = sampler_of(ways[w]);
+        int top = sampler_top(&all);
+        assert_int_equal(top, MIN(ways[w].top_k, N));
+        for (int draw = 0; draw < 200; draw++) {
+            float logits[N];
+            Candidate c[N];
+            for (int i = 0; i < N; i++) {
+                logits[i] = (float)((i * 37 + draw * draw) % 23) / 4; /* many are equal */
+                c[i] = (Candidate){ logits[i], i };
+            }
+            qsort(c, N, sizeof *c, by_logit);
+            int32_t id = sampler_next(&all, logits, NULL, 0);
+            assert_int_equal(sampler_next_of(&some, c, MIN(top + draw % 3, N)), id);
+        }
+        sampler_free(&all);
+        sampler_free(&some);
+    }
+    static const DibitSampling others[] = { { .temperature = 1 },
+                                            { .temperature = 0, .top_k = 5 },
+                                            { 1, 40, 0, 0, 1.1f, 0, 0 } };
+    for (size_t w = 0; w < ARRAY_LEN(others); w++) {
+        Sampler s = sampler_of(others[w]);
+        assert_int_equal(sampler_top(&s), 0);
+        sampler_free(&s);
+    }
+}
+
 static void nan_is_never_drawn(void **state) {
     (void)state;
     static const DibitSampling ways[] = { { .temperature = 1 },
@@ -183,6 +225,7 @@ int main(void) {
         cmocka_unit_test(draws_follow_the_probabilities),
         cmocka_unit_test(the_penalty_counts_once),
         cmocka_unit_test(a_seed_is_a_text),
+        cmocka_unit_test(the_largest_are_enough),
         cmocka_unit_test(nan_is_never_drawn),
     };
     return cmocka_run_group_tests_name("sample", tests, NULL, NULL);

@@ -67,6 +67,7 @@ const variants = {
             CONTEXT: 512, SINKS: 4, WINDOW: 64 },
   embed: { N: 100, TYPE: [0, 1, 2, 3, 4, 5, 6], UNITS: 2, FIRST: 0, ROWS: 100 },
   argmax: { N: 5000, SECOND: [0, 1] },
+  topk: { N: 5000, FIRST: [0, 1], LAST: [0, 1] },
 };
 
 /** [{ name, files: [name of each part], texts: [text of each], constants: [of each variant] }] */

@@ -81,6 +81,7 @@ static const struct {
     { "encode", { "records", "encode" } },
     { "embed", { "embed" } },
     { "argmax", { "argmax" } },
+    { "topk", { "topk" } },
 };
 
 static const char *shader(const char *name) {
@@ -574,5 +575,22 @@ void gpu_op_argmax(GpuOps *o, GpuList *l, GpuId best, GpuId logits, GpuId pairs,
         const GpuConst consts[] = { { "N", (double)n }, { "SECOND", second } };
         gpu_list_add(o, l, "argmax", consts, 2, ranges, ARRAY_LEN(ranges),
                      second ? 1 : pieces(n, BLOCK), 1);
+    }
+}
+
+size_t gpu_top_bytes(size_t n) {
+    return pieces(n, BLOCK) * (size_t)GPU_TOP * 8;
+}
+
+void gpu_op_top(GpuOps *o, GpuList *l, GpuId best, GpuId logits, const GpuId *pairs, size_t n) {
+    bool first = true, last = false;
+    for (int i = 0; !last && o->r == 0; i++, first = false) {
+        uint32_t groups = pieces(n, BLOCK);
+        last = groups == 1;
+        const GpuConst consts[] = { { "N", (double)n }, { "FIRST", first }, { "LAST", last } };
+        const GpuRange ranges[] = { all(logits), all(pairs[(i + 1) % 2]),
+                                    all(last ? best : pairs[i % 2]) };
+        gpu_list_add(o, l, "topk", consts, ARRAY_LEN(consts), ranges, ARRAY_LEN(ranges), groups, 1);
+        n = groups * (size_t)GPU_TOP;
     }
 }

@@ -147,6 +147,12 @@ void gpu_op_embed(GpuOps *o, GpuList *l, GpuId x, const GpuMatrix *m, GpuId step
 /* best = index of the largest of n logits, 0xffffffff where one is not finite. */
 void gpu_op_argmax(GpuOps *o, GpuList *l, GpuId best, GpuId logits, GpuId pairs, size_t n);
 
+/* best = the first GPU_TOP of n logits in the order of order_first() in sample.c, Candidates; a
+ * logit that is not finite comes first. pairs: two buffers of gpu_top_bytes(). */
+enum { GPU_TOP = 64 };
+size_t gpu_top_bytes(size_t n);
+void gpu_op_top(GpuOps *o, GpuList *l, GpuId best, GpuId logits, const GpuId *pairs, size_t n);
+
 /* Keys or values of a layer: rows as in docs/GPU.md. */
 typedef struct GpuKvSide {
     int type; /* KvTypeId */

@@ -39,6 +39,8 @@ typedef struct Backend {
 } Backend;
 
 enum { PIECES = GPU_CUTS + 1 };
+_Static_assert((int)GPU_TOP == (int)TOP_CANDIDATES && sizeof(Candidate) == 8,
+               "what topk.wgsl leaves");
 
 typedef struct Session {
     Backend *b;
@@ -46,15 +48,16 @@ typedef struct Session {
     const Cache *c;
     GpuHeads h;
     GpuInput in, normed, gated; /* normed, gated: as the product before left them */
-    GpuId x, qkv, att, ff, logits, best, pairs;
+    GpuId x, qkv, att, ff, logits, best, pairs, top, tops[2];
     size_t up_at; /* floats from gate to up in ff */
     GpuKvSide (*kv)[2];
-    GpuList body[PIECES];     /* embedding and layers */
-    bool is_normed;           /* that the lists so far leave the next RMSNorm of x in normed */
-    GpuList head, pick, tail; /* logits; the likeliest; records */
-    GpuList batch;            /* embedding and layers of several tokens */
-    size_t step;              /* values between their vectors */
-    float *row;               /* of the embedding, where it is read here; else NULL */
+    GpuList body[PIECES]; /* embedding and layers */
+    bool is_normed;       /* that the lists so far leave the next RMSNorm of x in normed */
+    GpuList head, pick, candidates; /* logits; the likeliest; the likeliest ones */
+    GpuList tail;                   /* records */
+    GpuList batch;                  /* embedding and layers of several tokens */
+    size_t step;                    /* values between their vectors */
+    float *row;                     /* of the embedding, where it is read here; else NULL */
     int recorded_pos, recorded_what, n_unread;
 } Session;
 
@@ -278,13 +281,14 @@ static void list_batch(Session *s) {
 static void list_all(Session *s) {
     Backend *b = s->b;
     const Hparams *h = &b->m->hp;
-    GpuList *const lists[] = { &s->head, &s->pick, &s->tail, &s->batch };
+    GpuList *const lists[] = { &s->head, &s->pick, &s->candidates, &s->tail, &s->batch };
     for (size_t i = 0; i < ARRAY_LEN(lists); i++) lists[i]->step = s->step;
     for (int i = 0; i < PIECES; i++) s->body[i].step = s->step;
     if (!s->row) gpu_op_embed(&b->ops, &s->body[0], s->x, &b->output, s->h.step);
     for (int l = 0; l < h->n_layers && b->ops.r == 0; l++) list_layer(s, l);
     project(s, &s->head, NULL, b->output_norm, &b->output, 1, s->logits, (const size_t[]){ 0 });
     gpu_op_argmax(&b->ops, &s->pick, s->best, s->logits, s->pairs, (size_t)h->n_vocab);
+    gpu_op_top(&b->ops, &s->candidates, s->top, s->logits, s->tops, (size_t)h->n_vocab);
     list_batch(s);
 }
 
@@ -305,6 +309,8 @@ static void make_buffers(Session *s, const float *turns) {
     s->logits = gpu_ops_buffer(o, vocab * sizeof(float));
     s->best = gpu_ops_buffer(o, 4);
     s->pairs = gpu_ops_buffer(o, (vocab / 1024 + 1) * 8);
+    s->top = gpu_ops_buffer(o, sizeof(Candidate[GPU_TOP]));
+    for (int i = 0; i < 2; i++) s->tops[i] = gpu_ops_buffer(o, gpu_top_bytes(vocab));
     s->h.step = gpu_ops_buffer(o, 4 * GPU_STEP_WORDS);
     s->h.none = gpu_ops_buffer(o, 256);
     s->h.turns = upload(o, turns, n_ctx * (size_t)h->n_rot);
@@ -369,8 +375,9 @@ static void free_objects(Session *s) {
     GpuOps *o = &b->ops;
     if (b->recorded == s) forget_recorded(b);
     if (b->flight.session == s) b->flight.n = 0; /* awaited by nobody, but to be read */
-    const GpuId ids[] = { s->x,     s->qkv,    s->att,    s->ff,      s->logits,  s->best,
-                          s->pairs, s->h.step, s->h.none, s->h.turns, s->h.query, s->h.partial };
+    const GpuId ids[] = { s->x,      s->qkv,    s->att,     s->ff,      s->logits,
+                          s->best,   s->pairs,  s->top,     s->tops[0], s->tops[1],
+                          s->h.step, s->h.none, s->h.turns, s->h.query, s->h.partial };
     for (size_t i = 0; i < ARRAY_LEN(ids); i++) gpu_free(b->gpu, ids[i]);
     gpu_input_free(o, &s->in);
     gpu_input_free(o, &s->normed);
@@ -388,6 +395,7 @@ static void session_close(void **session) {
     for (int i = 0; i < PIECES; i++) free_list(o, &s->body[i], here);
     free_list(o, &s->head, here);
     free_list(o, &s->pick, here);
+    free_list(o, &s->candidates, here);
     free_list(o, &s->tail, here);
     free_list(o, &s->batch, here);
     mem_free(&o->memory, s->kv);
@@ -447,6 +455,7 @@ static void record(Session *s, int pos, int what) {
     }
     if (what != PASS_CACHE) gpu_list_run(&b->ops, &s->head, pos, 1);
     if (what == PASS_GREEDY) gpu_list_run(&b->ops, &s->pick, pos, 1);
+    if (what == PASS_TOP) gpu_list_run(&b->ops, &s->candidates, pos, 1);
     if (gpu_step_encode(s->c, pos) != 0) gpu_list_run(&b->ops, &s->tail, pos, 1);
 }
 
@@ -494,11 +503,20 @@ static int let_go(Backend *b, DibitError *err) {
     return MIN(r, 0);
 }
 
+/* Where a pass leaves what is wanted of it, and how many bytes that is. */
+static GpuId result_of(const Session *s, int what, size_t *n_bytes) {
+    *n_bytes = what == PASS_LOGITS ? (size_t)s->b->m->hp.n_vocab * sizeof(float)
+               : what == PASS_TOP  ? sizeof(Candidate[GPU_TOP])
+                                   : 4;
+    return what == PASS_LOGITS ? s->logits : what == PASS_TOP ? s->top : s->best;
+}
+
 static int start(Session *s, const int32_t *ids, int n, int what, DibitError *err) {
     Backend *b = s->b;
     int pos = s->c->n_past, r = let_go(b, err);
     if (r != 0) return r;
-    size_t n_bytes = what == PASS_LOGITS ? (size_t)b->m->hp.n_vocab * sizeof(float) : 4;
+    size_t n_bytes;
+    GpuId result = result_of(s, what, &n_bytes);
     if (n > 1)
         record_batch(s, pos, n);
     else
@@ -507,8 +525,7 @@ static int start(Session *s, const int32_t *ids, int n, int what, DibitError *er
     s->n_unread += n;
     if (what == PASS_CACHE && s->n_unread < UNREAD) return gpu_submit(b->gpu, err);
     s->n_unread = 0;
-    r = gpu_read_start(b->gpu, what == PASS_LOGITS ? s->logits : s->best, 0, n_bytes, err);
-    if (r != 0) return r;
+    if ((r = gpu_read_start(b->gpu, result, 0, n_bytes, err)) != 0) return r;
     b->flight.session = s;
     b->flight.pos = pos;
     b->flight.what = what;
@@ -526,8 +543,8 @@ static bool in_flight(const Session *s, const int32_t *ids, int n, int what) {
            b->flight.n == n && memcmp(b->flight.ids, ids, (size_t)n * sizeof *ids) == 0;
 }
 
-static int session_pass(void *session, const int32_t *ids, int n, int what, float *logits,
-                        int32_t *best, DibitError *err) {
+static int session_pass(void *session, const int32_t *ids, int n, int what, void *out,
+                        DibitError *err) {
     Session *s = session;
     Backend *b = s->b;
     uint32_t ignored;
@@ -536,8 +553,7 @@ static int session_pass(void *session, const int32_t *ids, int n, int what, floa
         int r = start(s, ids, n, what, err);
         if (r != 0 || !b->flight.session) return r;
     }
-    void *to = what == PASS_LOGITS ? (void *)logits : what == PASS_GREEDY ? best : (void *)&ignored;
-    int r = gpu_read_ready(b->gpu, to, !b->opt.no_wait, err);
+    int r = gpu_read_ready(b->gpu, what == PASS_CACHE ? &ignored : out, !b->opt.no_wait, err);
     if (r == 0) return DIBIT_WAIT;
     b->flight.session = NULL;
     return MIN(r, 0);
