@@ -497,7 +497,7 @@ static void test_top(void **state) {
         GpuList l = { 0 };
         test_fill(x, n);
         for (size_t i = 0; i < n; i++) {
-            if (k % 2) x[i] = roundf(x[i] * 8); /* many are equal */
+            if (k % 2) x[i] = (float)(int)(x[i] * 8); /* many are equal */
             order[i] = (int32_t)i;
         }
         sorted_by = x;

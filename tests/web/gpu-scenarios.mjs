@@ -121,10 +121,7 @@ export const GPU = [
                 'submit:34', 'submit:41', 'submit:50', 'mapAsync:3', 'mapAsync:33', 'mapAsync:40', 'getMappedRange:34', 'mapAsync:36:99',
                 'createCommandEncoder:45'];
             const ends = { webgpu: 0, wasm: 0 };
-            // SwiftShader takes half a minute for a point: DIBIT_GPU_POINTS=1 asks for all of them there too
-            const every = context.browser.name === 'firefox' ? 1 : Number(process.env.DIBIT_GPU_POINTS ?? 4);
-            const tried = points.filter((_, i) => i % every === 0);
-            for (const lose of tried) {
+            for (const lose of points) {
                 const r = await page.call('gpu', { ...options, fault: `lose=${lose}` });
                 assert.deepEqual(r.ids, ids, `lost at ${lose}: another text`);
                 assert.ok(r.warnings.length, `lost at ${lose}: nobody was told`);
@@ -133,7 +130,7 @@ export const GPU = [
             assert.ok(ends.webgpu >= 1 && ends.wasm >= 1, JSON.stringify(ends));
             const gone = await page.call('gpu', { ...options, fault: 'lose=submit:40&adapters=1' });
             assert.deepEqual([gone.ids, gone.path.backend], [ids, 'wasm'], 'no second adapter');
-            return { text: `${tried.length + 1} points, the same text; ${ends.webgpu} went on with another device, the others in WebAssembly` };
+            return { text: `${points.length + 1} points, the same text; ${ends.webgpu} went on with another device, the others in WebAssembly` };
         },
     },
     {
@@ -159,13 +156,18 @@ export const GPU = [
         },
     },
     {
-        name: 'WebGPU: auto, abort, clone', limit: 400, browsers: ['chromium', 'firefox'],
+        name: 'WebGPU: auto, drawn tokens, abort, clone', limit: 400, browsers: ['chromium', 'firefox'],
         async run(context) {
             const page = await context.open(context.isolated), model = tiny(context, 'f32'), options = { ...F16, model, n: 12, n_ctx: 128 };
             const { ids } = await page.call('gpu', { ...options, backend: 'wasm' });
             const auto = await page.call('gpu', { ...options, backend: 'auto' });
             assert.deepEqual([auto.ids, auto.path.backend], [ids, 'wasm'], 'auto takes a software adapter');
             assert.match(auto.warnings[0].message, /software/);
+            const drawn = { ...options, n: 24, sampling: { temperature: 0.8, top_k: 40, seed: 1 } }; // on a GPU 64 logits come back; no seed whose draw is close
+            const here = await page.call('gpu', { ...drawn, backend: 'wasm' }), there = await page.call('gpu', drawn);
+            onGpu(there, 'drawn tokens');
+            assert.deepEqual(there.ids, here.ids, 'drawn tokens');
+            assert.notDeepEqual(here.ids.slice(0, 12), ids, 'the likeliest were drawn');
             const r = await page.call('gpuAbort', { ...F16, model, n_ctx: 512 });
             assert.deepEqual(r.types, ['aborted']);
             const middle = [...r.ms].sort((a, b) => a - b)[r.ms.length >> 1];

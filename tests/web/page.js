@@ -126,8 +126,8 @@ window.tests = {
         return said;
     },
 
-    /** On WebGPU, or as `backend` says; `fault`: what goes wrong there (gpu-faults.js). */
-    async gpu({ n, fault, ...options }) {
+    /** On WebGPU, or as `backend` says, the likeliest tokens unless `sampling` says how they are drawn; `fault`: what goes wrong there (gpu-faults.js). */
+    async gpu({ n, fault, sampling, ...options }) {
         localStorage.clear(); // what failed before is not held against this attempt
         const worker = new Worker(`/tests/gpu-worker.js?${fault ?? ''}`, { type: 'module' });
         let last = performance.now(), gap = 0;
@@ -139,7 +139,7 @@ window.tests = {
             last = performance.now();
         }, 5);
         return using({ backend: 'webgpu', ...options, worker }, async engine => {
-            const { ids, text } = await collect(engine, PROMPT, greedy(n));
+            const { ids, text } = await collect(engine, PROMPT, { ...greedy(n), ...sampling });
             clearInterval(clock);
             watch.disconnect();
             return { ids, text, gap, tasks, path: engine.path, warnings: engine.warnings };
