@@ -149,12 +149,12 @@ static void time_dispatch(void) {
     GpuList l = { .runs = runs, .n = N, .cap = N };
     printf("# dependent dispatch: %.2f us\n", 1e6 * time_list(&l, 1, N, 0, y));
     static const int layers[] = { 6, 7, 11, 12 }; /* dispatches: s2, q4 .. and t2, t3 in step.c */
-    for (size_t k = 0; k < ARRAY_LEN(layers); k++) {
+    for (size_t c = 0; c < ARRAY_LEN(layers); c++) {
         double t[10 * ROUNDS];
         for (size_t r = 0; r < ARRAY_LEN(t); r++) {
             uint32_t step[GPU_STEP_WORDS] = { 0 };
             uint64_t start = clock_ns();
-            l.n = layers[k] * 32 / (GPU_CUTS + 1);
+            l.n = layers[c] * 32 / (GPU_CUTS + 1);
             for (int i = 0; i <= GPU_CUTS; i++) {
                 gpu_list_run(&ops, &l, 0, 1);
                 if (i < GPU_CUTS) gpu_cut(ops.gpu);
@@ -164,7 +164,7 @@ static void time_dispatch(void) {
             t[r] = (double)(clock_ns() - start) * 1e-6;
         }
         qsort(t, ARRAY_LEN(t), sizeof *t, compare);
-        printf("# a token of empty kernels, 32 layers of %d: %.2f ms\n", layers[k],
+        printf("# a token of empty kernels, 32 layers of %d: %.2f ms\n", layers[c],
                t[ARRAY_LEN(t) / 2]);
     }
 }
