@@ -43,7 +43,10 @@ int pthread_cond_destroy(pthread_cond_t *c) {
 static int replace(_Atomic int *p, int from, int to) {
     return __c11_atomic_compare_exchange_strong(p, &from, to, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 }
-static void wait_while(_Atomic int *p, int value) {
+/* Not inlined: V8 (11.3, node 20) may lose the caller's variables over the instruction. A lock was
+ * then taken at address 0 instead of its own: in 7 of 183 runs of eight engines each, in none of as
+ * many since; one in some hundred stood still over it. */
+__attribute__((noinline)) static void wait_while(_Atomic int *p, int value) {
     __builtin_wasm_memory_atomic_wait32((int *)p, value, -1);
 }
 static void wake(_Atomic int *p, unsigned n) {
