@@ -8,15 +8,8 @@ override SECOND: u32;
 @group(0) @binding(2) var<storage, read_write> best: array<u32>;
 var<workgroup> part: array<vec2u, 256>;
 
-// So that larger numbers have larger bits; what is no number comes first of all.
-fn key(f: f32) -> u32 {
-  let u = bitcast<u32>(f);
-  if (magnitude(f) >= INFINITE) { return 0xffffffffu; }
-  return select(u | 0x80000000u, ~u, (u >> 31u) == 1u);
-}
-
 fn better(p: vec2u, q: vec2u) -> vec2u {
-  if (q.x > p.x || (q.x == p.x && q.y < p.y)) { return q; }
+  if (is_better(q, p)) { return q; }
   return p;
 }
 

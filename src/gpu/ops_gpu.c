@@ -80,8 +80,8 @@ static const struct {
     { "merge", { "basis", "merge" } },
     { "encode", { "records", "encode" } },
     { "embed", { "embed" } },
-    { "argmax", { "argmax" } },
-    { "topk", { "topk" } },
+    { "argmax", { "order", "argmax" } },
+    { "topk", { "order", "topk" } },
 };
 
 static const char *shader(const char *name) {

@@ -11,20 +11,8 @@ override LAST: u32;
 @group(0) @binding(2) var<storage, read_write> best: array<vec2u>;
 var<workgroup> part: array<vec2u, 1024>;
 
-// Larger numbers have larger keys; none has 0.
-fn key(f: f32) -> u32 {
-  let u = bitcast<u32>(f);
-  if (magnitude(f) >= INFINITE) { return 0xffffffffu; }
-  if (f == 0.0) { return 0x80000000u; } // -0 too
-  return select(u | 0x80000000u, ~u, (u >> 31u) == 1u);
-}
-
 fn bits(key: u32) -> u32 {
   return select(key & 0x7fffffffu, ~key, key < 0x80000000u);
-}
-
-fn is_better(p: vec2u, q: vec2u) -> bool {
-  return p.x > q.x || (p.x == q.x && p.y < q.y);
 }
 
 fn exchange(a: u32, b: u32, down: bool) {
