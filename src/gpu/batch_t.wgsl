@@ -5,15 +5,8 @@ const TOKENS = 8u; // GPU_TOGETHER
 // u of four rows.
 fn tile_lanes(c: u32, before: u32, s: u32) -> vec4<u32> {
   let p = tile_nibbles(c, before);
-  if (BITS == 3u) {
-    return vec4<u32>(t3_lanes(p.x, s), t3_lanes(p.y, s >> 4u), t3_lanes(p.z, s >> 8u),
-                     t3_lanes(p.w, s >> 12u));
-  }
+  if (BITS == 3u) { return t3_four(p, s); }
   return (p + (p >> vec4<u32>(4u))) & vec4<u32>(0x0f0f0f0fu);
-}
-
-fn dots(u: vec4<u32>, a: u32) -> vec4<i32> {
-  return vec4<i32>(idot(u.x, a), idot(u.y, a), idot(u.z, a), idot(u.w, a));
 }
 
 fn store(id: vec3u, group: u32, token: u32, sums: vec4<i32>) {

@@ -6,14 +6,8 @@ struct Sums { all: vec4<i32>, low: vec4<i32> } // of four rows
 // together: one operation less than adding the nibbles of each state.
 fn tile_dot(c: u32, before: u32, s: u32, a: u32) -> Sums {
   let p = tile_nibbles(c, before);
-  if (BITS == 3u) {
-    let u = vec4<u32>(t3_lanes(p.x, s), t3_lanes(p.y, s >> 4u), t3_lanes(p.z, s >> 8u),
-                      t3_lanes(p.w, s >> 12u));
-    return Sums(vec4<i32>(idot(u.x, a), idot(u.y, a), idot(u.z, a), idot(u.w, a)), vec4<i32>());
-  }
-  let l = p & vec4<u32>(0x0f0f0f0fu);
-  return Sums(vec4<i32>(idot(p.x, a), idot(p.y, a), idot(p.z, a), idot(p.w, a)),
-              vec4<i32>(idot(l.x, a), idot(l.y, a), idot(l.z, a), idot(l.w, a)));
+  if (BITS == 3u) { return Sums(dots(t3_four(p, s), a), vec4<i32>()); }
+  return Sums(dots(p, a), dots(p & vec4<u32>(0x0f0f0f0fu), a));
 }
 
 @compute @workgroup_size(GROUPS_WG, SLICES)

@@ -39,6 +39,17 @@ fn t3_lanes(x: u32, s: u32) -> u32 {
   return ((((x + (x >> 4u)) & 0x0f0f0f0fu) * 2u - 0x01010101u)) ^ minus31(s);
 }
 
+// u of four rows of t3, p from tile_nibbles().
+fn t3_four(p: vec4<u32>, s: u32) -> vec4<u32> {
+  return vec4<u32>(t3_lanes(p.x, s), t3_lanes(p.y, s >> 4u), t3_lanes(p.z, s >> 8u),
+                   t3_lanes(p.w, s >> 12u));
+}
+
+// The products of four rows' codes with four inputs.
+fn dots(u: vec4<u32>, a: u32) -> vec4<i32> {
+  return vec4<i32>(idot(u.x, a), idot(u.y, a), idot(u.z, a), idot(u.w, a));
+}
+
 // t4_nibbles() of the states of four rows.
 fn tile_nibbles(c: u32, before: u32) -> vec4<u32> {
   let d = (c << 8u) | (before >> 24u);
